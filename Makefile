@@ -1,0 +1,38 @@
+# Everything runs from .venv; no path is assumed to be free of spaces.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: setup demo test lint types bench up clean
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml sdk/pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ./sdk -e ".[embedded,train,dev]"
+	@touch $(STAMP)
+
+demo: setup
+	$(BIN)/python -m services.cli.main demo $(ARGS)
+
+up: setup
+	$(BIN)/python -m services.cli.main up $(ARGS)
+
+test: setup
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: setup
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -c "from importlinter.cli import lint_imports_command; lint_imports_command()"
+
+types: setup
+	$(BIN)/python -m mypy
+
+bench: setup
+	@for file in bench/[a-z]*.py; do $(BIN)/python -m bench.$$(basename $$file .py) || exit 1; done
+
+clean:
+	rm -rf .ratchet .pytest_cache .mypy_cache .ruff_cache .hypothesis

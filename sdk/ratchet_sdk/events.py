@@ -1,0 +1,241 @@
+"""The wire contract: what an agent publishes on ``steps.<agent_id>`` and the world on ``outcomes.<source>``.
+
+One NATS message is one JSON object. The agent's identity is the last token of the subject, never the
+payload, so no model here carries an ``agent_id`` of its own. Unknown fields are kept; an unknown
+``schema`` is refused. Times are RFC 3339 in UTC, ids are bounded, and floats are finite.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal
+from uuid import UUID
+
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter
+
+MAX_EVENT_BYTES = 4 * 1024 * 1024
+
+AgentId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+Policy = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+RunId = Annotated[str, Field(pattern=r"^[A-Za-z0-9._:~-]{1,128}$")]
+ScenarioId = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]{1,200}$")]
+Name = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]{1,200}$")]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+StepNumber = Annotated[int, Field(ge=0, lt=2**31)]
+
+
+def _as_utc(value: datetime) -> datetime:
+    return value.astimezone(UTC)
+
+
+Instant = Annotated[AwareDatetime, AfterValidator(_as_utc)]
+
+
+def uuid7() -> UUID:
+    """A time-ordered id (RFC 9562, version 7): 48 bits of milliseconds, then 74 random bits."""
+    value = (time.time_ns() // 1_000_000) << 80 | int.from_bytes(os.urandom(10), "big")
+    value = value & ~(0xF << 76) | 7 << 76
+    return UUID(int=value & ~(3 << 62) | 2 << 62)
+
+
+def uuid7_time(value: UUID) -> datetime:
+    """The instant that a version 7 id carries, to the millisecond. Raises ValueError for other versions."""
+    if value.version != 7:
+        raise ValueError(f"event_id must be a UUIDv7, got version {value.version}")
+    return datetime.fromtimestamp((value.int >> 80) / 1000, UTC)
+
+
+def _is_uuid7(value: UUID) -> UUID:
+    uuid7_time(value)
+    return value
+
+
+EventId = Annotated[UUID, AfterValidator(_is_uuid7)]
+
+
+class Wire(BaseModel):
+    """What every published object shares: unknown fields are kept as they came."""
+
+    model_config = ConfigDict(extra="allow", populate_by_name=True, serialize_by_alias=True)
+
+
+class Model(Wire):
+    """The model an agent says it acts with. ``name`` is the policy where the gateway routes it."""
+
+    name: Name
+    version: Name | None = None
+
+
+class ProviderAccess(Wire):
+    provider: Name
+    query: Any = None
+    purpose: str | None = None
+    data: Any = None
+
+
+class Action(Wire):
+    type: Name
+    parameters: dict[str, Any] = Field(default_factory=dict)
+    success: bool | None = None
+    result: Any = None
+    error: str | None = None
+    reasoning: str | None = None
+
+
+class LlmCall(Wire):
+    """One model call. With ``base_call_id``, ``messages`` holds only what follows that call's messages and reply.
+
+    ``response`` is an OpenAI ``choice``; where the server gave them it holds ``logprobs`` and ``token_ids``.
+    A call that only refers to one recorded elsewhere (by the gateway) has a ``call_id`` and no ``response``.
+    """
+
+    call_id: RunId
+    base_call_id: RunId | None = None
+    purpose: Literal["action", "reasoning", "evaluation", "response"] = "action"
+    action_type: Name | None = None
+    model: Name | None = None
+    model_version: Name | None = None
+    messages: list[dict[str, Any]] = Field(default_factory=list)
+    response: dict[str, Any] | None = None
+    prompt_token_ids: list[int] | None = None
+    tools: list[dict[str, Any]] | None = None
+    temperature: Finite | None = None
+    top_p: Finite | None = None
+    max_tokens: int | None = None
+    seed: int | None = None
+    latency_ms: Finite | None = None
+    usage: dict[str, Any] | None = None
+
+
+class Event(Wire):
+    """The head that every step event carries."""
+
+    schema_: Literal[1] = Field(1, alias="schema")
+    event_id: EventId = Field(default_factory=uuid7)
+    policy: Policy = "default"
+    trajectory_id: RunId
+    started_at: Instant
+    occurred_at: Instant
+
+
+class TrajectoryStarted(Event):
+    kind: Literal["trajectory.started"] = "trajectory.started"
+    scenario_id: ScenarioId | None = None
+    goal: str | None = None
+    model: Model | None = None
+    metadata: dict[str, Any] = Field(default_factory=dict)
+
+
+class Step(Event):
+    kind: Literal["step"] = "step"
+    step: StepNumber
+    environment: dict[str, Any] = Field(default_factory=dict)
+    provider_accesses: list[ProviderAccess] = Field(default_factory=list)
+    llm_calls: list[LlmCall] = Field(default_factory=list)
+    action: Action | None = None
+    reward: Finite | None = None
+
+
+class LlmCallMade(Event):
+    kind: Literal["llm_call"] = "llm_call"
+    step: StepNumber
+    call: LlmCall
+
+
+class TrajectoryEnded(Event):
+    kind: Literal["trajectory.ended"] = "trajectory.ended"
+    status: Literal["completed", "failed", "truncated"]
+    step_count: StepNumber
+    final: dict[str, Any] = Field(default_factory=dict)
+    metrics: dict[str, Any] = Field(default_factory=dict)
+
+
+StepEvent = Annotated[TrajectoryStarted | Step | LlmCallMade | TrajectoryEnded, Field(discriminator="kind")]
+step_events: TypeAdapter[StepEvent] = TypeAdapter(StepEvent)
+
+
+class Fact(Wire):
+    """The head that every outcome carries."""
+
+    schema_: Literal[1] = Field(1, alias="schema")
+    event_id: EventId = Field(default_factory=uuid7)
+    occurred_at: Instant
+
+
+class Price(Wire):
+    symbol: Name
+    price: Finite
+    volume: Annotated[Finite, Field(ge=0)] | None = None
+    sentiment: Finite | None = None
+    news: str | None = None
+
+
+class Resolution(Wire):
+    market_id: Name
+    question: str
+    outcome: str
+    final_probability: Annotated[Finite, Field(ge=0, le=1)] | None = None
+    volume: Annotated[Finite, Field(ge=0)] | None = None
+
+
+class Metric(Wire):
+    name: Name
+    value: Finite
+
+
+class TrajectoryOutcome(Wire):
+    """A later fact about one run. The one named ``reward`` is the run's reward of record."""
+
+    agent_id: AgentId
+    trajectory_id: RunId
+    name: Name
+    value: Finite
+    note: str | None = None
+
+
+class Knowledge(Wire):
+    """What was true and the agents could not know, of a window or of one run: for the judge alone."""
+
+    window_id: Name | None = None
+    agent_id: AgentId | None = None
+    trajectory_id: RunId | None = None
+    data: dict[str, Any]
+
+
+class PriceSeen(Fact):
+    kind: Literal["price"] = "price"
+    price: Price
+
+
+class MarketResolved(Fact):
+    kind: Literal["resolution"] = "resolution"
+    resolution: Resolution
+
+
+class MetricMeasured(Fact):
+    kind: Literal["metric"] = "metric"
+    metric: Metric
+
+
+class TrajectoryJudgedByWorld(Fact):
+    kind: Literal["trajectory"] = "trajectory"
+    trajectory: TrajectoryOutcome
+
+
+class KnowledgeRevealed(Fact):
+    kind: Literal["knowledge"] = "knowledge"
+    knowledge: Knowledge
+
+
+Outcome = Annotated[
+    PriceSeen | MarketResolved | MetricMeasured | TrajectoryJudgedByWorld | KnowledgeRevealed,
+    Field(discriminator="kind"),
+]
+outcomes: TypeAdapter[Outcome] = TypeAdapter(Outcome)
+
+
+def message_id(agent_id: str, event_id: UUID) -> str:
+    """``Nats-Msg-Id`` of an event: no agent can suppress another's by guessing its event id."""
+    return f"{agent_id}:{event_id}"

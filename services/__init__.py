@@ -1,0 +1,1 @@
+"""The loop: recorder, outcome_tracker, scorer, trainer, deployer, gateway, inference, admin."""

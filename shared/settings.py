@@ -1,0 +1,43 @@
+"""Settings that every service has. Each service adds only its own fields.
+
+Read from the environment (prefix ``RATCHET_``), then from ``.ratchet/env`` that ``ratchet up`` writes.
+Made once in ``app.py`` and passed on, never at import.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from shared.errors import ConfigurationError
+
+S = TypeVar("S", bound="Settings")
+
+
+class Settings(BaseSettings):
+    model_config = SettingsConfigDict(env_prefix="RATCHET_", env_file=(".ratchet/env",), extra="ignore")
+
+    nats_url: str = Field("nats://127.0.0.1:4222", description="NATS server, with JetStream")
+    database_url: SecretStr = Field(
+        SecretStr("postgresql://ratchet@127.0.0.1:5432/ratchet"), description="Postgres 15 or newer"
+    )
+    artifacts_dir: Path = Field(Path(".ratchet/artifacts"), description="where checkpoints are kept")
+    http_host: str = Field("127.0.0.1", description="where /health, /ready, /metrics and APIs listen")
+    http_port: int = Field(0, ge=0, le=65535, description="0 lets the system choose")
+    log_level: str = Field("INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="of structured logs")
+    window_s: int = Field(3600, ge=1, le=7 * 86_400, description="length of a window in seconds")
+    sweep_s: float = Field(2.0, gt=0, description="how often unannounced rows are looked for")
+    database_pool: int = Field(5, ge=1, le=100, description="connections a process holds at most")
+
+
+def load(kind: type[S]) -> S:
+    """Settings from the environment. Raises ConfigurationError naming the variable that is wrong."""
+    try:
+        return kind()
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = "RATCHET_" + "_".join(str(part) for part in first["loc"]).upper()
+        raise ConfigurationError(f"{name}: {first['msg']}. Set it, or unset it for the default.") from error

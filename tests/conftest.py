@@ -1,0 +1,72 @@
+"""Real servers for every test: one Postgres a session, a migrated template cloned for each test, one NATS each."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from services.cli.embedded import NatsServer, PostgresServer
+from shared import database
+from shared.bus import Bus, provision
+
+TEMPLATE = "ratchet_template"
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """URL prefix of a Postgres server, without a database name; RATCHET_TEST_DATABASE_URL names another one."""
+    if given := os.environ.get("RATCHET_TEST_DATABASE_URL"):
+        yield given.rsplit("/", 1)[0]
+        return
+    server = PostgresServer(tmp_path_factory.mktemp("postgres"))
+    server.start()
+    yield server.url.rsplit("/", 1)[0]
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def template(postgres: str) -> str:
+    with psycopg.connect(f"{postgres}/postgres", autocommit=True) as connection:
+        connection.execute(f"drop database if exists {TEMPLATE}")
+        connection.execute(f"create database {TEMPLATE}")
+    database.migrate(f"{postgres}/{TEMPLATE}")
+    return TEMPLATE
+
+
+@pytest.fixture
+def database_url(postgres: str, template: str) -> Iterator[str]:
+    name = f"test_{uuid.uuid4().hex[:12]}"
+    with psycopg.connect(f"{postgres}/postgres", autocommit=True) as connection:
+        connection.execute(f"create database {name} template {template}")
+    yield f"{postgres}/{name}"
+    with psycopg.connect(f"{postgres}/postgres", autocommit=True) as connection:
+        connection.execute(f"drop database {name} with (force)")
+
+
+@pytest.fixture
+async def pool(database_url: str) -> AsyncIterator[database.Pool]:
+    async with database.pool(database_url) as opened:
+        yield opened
+
+
+@pytest.fixture
+def nats_server(tmp_path: Path) -> Iterator[NatsServer]:
+    server = NatsServer(tmp_path / "nats")
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+async def bus(nats_server: NatsServer) -> AsyncIterator[Bus]:
+    """A connected bus on a provisioned server; start its subscriptions with ``await bus.broker.start()``."""
+    opened = Bus(nats_server.url, name="test")
+    await opened.connect()
+    await provision(opened)
+    yield opened
+    await opened.close()

@@ -1,0 +1,26 @@
+"""Migrations and the pool on a real Postgres."""
+
+from __future__ import annotations
+
+import pytest
+
+from shared import database
+from shared.errors import ConfigurationError, RetryLaterError
+
+
+def test_migrating_twice_changes_nothing(database_url: str) -> None:
+    assert database.migrate(database_url) == database.migrate(database_url) != ""
+
+
+async def test_jsonb_travels_as_objects(pool: database.Pool) -> None:
+    assert await pool.fetchval("select $1::jsonb", {"a": [1, None, "é"]}) == {"a": [1, None, "é"]}
+
+
+async def test_an_absent_server_says_what_to_check() -> None:
+    with pytest.raises(RetryLaterError, match="RATCHET_DATABASE_URL"):
+        await database.connect("postgresql://nobody@127.0.0.1:1/none")
+
+
+def test_a_url_of_another_kind_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="postgresql://"):
+        database.migrate("mysql://x/y")
