@@ -10,8 +10,7 @@ import contextlib
 import logging
 import os
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 import uvicorn
@@ -108,15 +107,10 @@ async def serve(
     """Run until SIGTERM or SIGINT: subscriptions, periodic tasks, health endpoints and ``http`` beside them."""
     all_checks = [bus.ready, *([database_check(pool)] if pool else []), *checks]
 
-    @asynccontextmanager
-    async def lifespan(**_: object) -> AsyncIterator[None]:
-        yield
-        bus.stopping()
-
     app = _App(
         bus.broker,
         logger=None,
-        lifespan=lifespan,
+        on_shutdown=[bus.stopping],
         asgi_routes=[
             ("/health", _health),
             ("/ready", _ready(all_checks)),

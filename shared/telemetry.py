@@ -51,7 +51,7 @@ def configure_logging(service: str, level: str = "INFO") -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)
-    for chatty in ("httpx", "nats", "uvicorn.access", "faststream"):
+    for chatty in ("httpx", "nats", "uvicorn.access", "faststream", "alembic"):
         logging.getLogger(chatty).setLevel(max(logging.WARNING, root.level))
 
 
