@@ -9,8 +9,9 @@ import asyncio
 import contextlib
 import logging
 import os
+import signal
 import socket
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import uvicorn
@@ -60,6 +61,24 @@ class _App(AsgiFastStream):
             await self.rest(scope, receive, send)
         else:
             await super().not_found(scope, receive, send)
+
+
+class _Server(uvicorn.Server):
+    """uvicorn raises a caught signal again when it is done, which would end the process before our own shutdown."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        def stop() -> None:
+            self.should_exit = True
+
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, stop)
+        try:
+            yield
+        finally:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.remove_signal_handler(number)
 
 
 def _ready(checks: Sequence[Check]) -> ASGIApp:
@@ -118,7 +137,7 @@ async def serve(
         ],
     )
     app.rest = http
-    server = uvicorn.Server(
+    server = _Server(
         uvicorn.Config(
             app,
             host=settings.http_host,
