@@ -42,8 +42,14 @@ async def _prepare(connection: Any) -> None:
     await connection.set_type_codec("jsonb", encoder=dump, decoder=json.loads, schema="pg_catalog")
 
 
-async def connect(url: str, *, pool_size: int = 5, application: str = "ratchet") -> Pool:
-    """A pool of at most ``pool_size`` connections. Raises RetryLaterError when the server does not answer."""
+async def connect(url: str, *, pool_size: int = 5, application: str = "ratchet", read_only: bool = False) -> Pool:
+    """A pool of at most ``pool_size`` connections. Raises RetryLaterError when the server does not answer.
+
+    ``read_only``: the server refuses every write of this pool, whatever statement it is sent.
+    """
+    server_settings = {"application_name": application, "timezone": "UTC"}
+    if read_only:
+        server_settings["default_transaction_read_only"] = "on"
     try:
         return await asyncpg.create_pool(
             url,
@@ -51,7 +57,7 @@ async def connect(url: str, *, pool_size: int = 5, application: str = "ratchet")
             max_size=pool_size,
             init=_prepare,
             command_timeout=60,
-            server_settings={"application_name": application, "timezone": "UTC"},
+            server_settings=server_settings,
         )
     except UNAVAILABLE as error:
         raise RetryLaterError(
@@ -60,8 +66,10 @@ async def connect(url: str, *, pool_size: int = 5, application: str = "ratchet")
 
 
 @asynccontextmanager
-async def pool(url: str, *, pool_size: int = 5, application: str = "ratchet") -> AsyncIterator[Pool]:
-    opened = await connect(url, pool_size=pool_size, application=application)
+async def pool(
+    url: str, *, pool_size: int = 5, application: str = "ratchet", read_only: bool = False
+) -> AsyncIterator[Pool]:
+    opened = await connect(url, pool_size=pool_size, application=application, read_only=read_only)
     try:
         yield opened
     finally:

@@ -1,1 +1,1 @@
-"""The ``ratchet`` command line and what it starts on one machine."""
+"""The `ratchet` command line: one file a family of commands; a service is imported only when it is run."""

@@ -1,1 +1,90 @@
-def main() -> None: ...
+"""`ratchet`: the list of commands, and what a user sees when one fails.
+
+Exit codes: 0 done, 1 done but something was found wrong, 2 wrong input, 70 a bug, 75 try again later.
+Nothing heavy is imported here, so that `ratchet --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import typer
+
+from services.cli import launch
+from shared.errors import RatchetError, RetryLaterError
+
+WRONG_INPUT, BUG, TRY_LATER, INTERRUPTED = 2, 70, 75, 130
+
+app = typer.Typer(
+    name="ratchet",
+    help="Continuous reinforcement learning for LLM agents that are already running.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+app.command()(launch.up)
+app.command()(launch.demo)
+app.command()(launch.run)
+app.command()(launch.migrate)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line and return its exit code; whatever goes wrong is one line on stderr."""
+    try:
+        code = app(args=list(arguments), prog_name="ratchet", standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except KeyboardInterrupt:
+        return _fail("interrupted", INTERRUPTED)
+    except typer.Abort:
+        return _fail("aborted", INTERRUPTED)
+    except BrokenPipeError:  # `ratchet export | head`: the reader has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except RetryLaterError as error:
+        return _fail(str(error), TRY_LATER)
+    except RatchetError as error:
+        return _fail(str(error), WRONG_INPUT)
+    except ModuleNotFoundError as error:
+        return _fail(f"{error.name} is not installed; pip install 'ratchet[embedded,train]'", WRONG_INPUT)
+    except Exception as error:
+        if (usage := _usage(error)) is not None:
+            return usage
+        if os.environ.get("RATCHET_DEBUG"):
+            raise
+        return _fail(
+            f"a bug: {type(error).__name__}: {error}; set RATCHET_DEBUG=1 for the traceback, and please report it", BUG
+        )
+
+
+def _usage(error: Exception) -> int | None:
+    """A command line that could not be parsed; help that was asked for by giving no command is no error."""
+    if not hasattr(error, "format_message") or not hasattr(error, "exit_code"):
+        return None
+    context: Any = getattr(error, "ctx", None)
+    message = str(error.format_message())
+    if context is not None and message == context.get_help():
+        typer.echo(message)
+        return WRONG_INPUT
+    command = context.command_path if context is not None else "ratchet"
+    return _fail(f"{command}: {message} See `{command} --help`.", WRONG_INPUT)
+
+
+def _fail(message: str, code: int) -> int:
+    line = " ".join(message.split())
+    typer.echo(line if line.startswith("ratchet") else f"ratchet: {line}", err=True)
+    return code
+
+
+def main() -> None:
+    """The console script."""
+    sys.exit(run(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    main()

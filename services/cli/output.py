@@ -1,0 +1,95 @@
+"""What commands print: JSON for programs on stdout, tables for people, progress on stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, date, datetime
+from decimal import Decimal
+from typing import TYPE_CHECKING, Annotated, Any
+from uuid import UUID
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
+    from rich.table import Table
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
+Policy = Annotated[str, typer.Option("--policy", "-p", help="The line of models that is meant.")]
+
+
+def plain(value: Any) -> Any:
+    """What JSON has no type for, as JSON: times in RFC 3339, ids and decimals as text and numbers."""
+    match value:
+        case datetime():
+            return value.astimezone(UTC).isoformat().replace("+00:00", "Z")
+        case date() | UUID():
+            return str(value)
+        case Decimal():
+            return float(value)
+        case bytes():
+            return value.hex()
+        case Mapping():
+            return dict(value)
+        case set() | frozenset() | tuple():
+            return list(value)
+    raise TypeError(f"{type(value).__name__} has no JSON form here")
+
+
+def print_json(value: Any) -> None:
+    """One indented document; text of agents stays escaped, so that a terminal shows no control codes."""
+    sys.stdout.write(json.dumps(value, default=plain, indent=2, allow_nan=False) + "\n")
+
+
+def console(*, err: bool = False) -> Console:
+    from rich.console import Console
+
+    return Console(stderr=err, highlight=False, soft_wrap=False)
+
+
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], *, right: Sequence[str] = ()) -> Table:
+    """A table of plain text: nothing that an agent wrote is taken for markup or a control code."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    made = Table(title=title or None, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        made.add_column(column, justify="right" if column in right else "left", overflow="fold")
+    for row in rows:
+        made.add_row(*(Text(shown(cell)) for cell in row))
+    return made
+
+
+def shown(value: Any) -> str:
+    match value:
+        case None:
+            return "-"
+        case bool():
+            return "yes" if value else "no"
+        case float():
+            return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+        case datetime():
+            return value.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S")
+    return printable(str(value))
+
+
+def printable(text: str) -> str:
+    """Agents' text for a terminal: no escape sequence, no character that moves the cursor or the reading order."""
+    return "".join(c if c.isprintable() or c == "\n" else "�" for c in text)
+
+
+def progress() -> Progress:
+    """A progress bar on stderr that vanishes where stderr is no terminal."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=console(err=True),
+    )

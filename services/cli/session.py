@@ -1,0 +1,91 @@
+"""A command's way to the servers: settings, one bus, one pool; every failure in words that say what to do."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from shared.errors import ConfigurationError, RetryLaterError
+
+if TYPE_CHECKING:
+    from shared.bus import Bus
+    from shared.database import Pool
+    from shared.settings import Settings
+
+T = TypeVar("T")
+
+CONNECT_TIMEOUT_S = 5.0
+
+
+def settings() -> Settings:
+    from shared.settings import Settings, load
+
+    return load(Settings)
+
+
+def run(work: Coroutine[Any, Any, T]) -> T:
+    """Run a command's coroutine; libraries that log keep to themselves what the command says in its own words."""
+    _quiet()
+    return asyncio.run(work)
+
+
+def _quiet() -> None:
+    import structlog
+
+    logging.getLogger("nats").setLevel(logging.CRITICAL)
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+
+
+@asynccontextmanager
+async def bus(chosen: Settings) -> AsyncIterator[Bus]:
+    """A connection to NATS. Raises RetryLaterError where none is had within five seconds."""
+    from nats.errors import Error as NatsError
+
+    from shared.bus import Bus
+
+    opened = Bus(chosen.nats_url, name="cli", on_closed=lambda: None)
+    try:
+        try:
+            await asyncio.wait_for(opened.connect(), CONNECT_TIMEOUT_S)
+        except (TimeoutError, NatsError, OSError, ValueError) as error:
+            raise RetryLaterError(
+                f"NATS at {without_password(chosen.nats_url)} did not answer ({error or 'no answer within 5 s'}); "
+                "check RATCHET_NATS_URL, or run `ratchet up`"
+            ) from error
+        yield opened
+    finally:
+        await opened.close()
+
+
+@asynccontextmanager
+async def database(chosen: Settings) -> AsyncIterator[Pool]:
+    """A small pool that cannot write: each table has its own service for that."""
+    import asyncpg
+
+    from shared import database as db
+
+    url = chosen.database_url.get_secret_value()
+    try:
+        opening = db.connect(url, pool_size=2, application="ratchet-cli", read_only=True)
+        pool = await asyncio.wait_for(opening, CONNECT_TIMEOUT_S)
+    except TimeoutError as error:
+        raise RetryLaterError("Postgres did not answer within 5 s; check RATCHET_DATABASE_URL") from error
+    except (asyncpg.PostgresError, asyncpg.InterfaceError, ValueError) as error:
+        raise ConfigurationError(f"Postgres refused: {error}; check RATCHET_DATABASE_URL") from error
+    try:
+        yield pool
+    except asyncpg.UndefinedTableError as error:
+        raise ConfigurationError(f"the database has no schema ({error}); run `ratchet migrate`") from error
+    except db.UNAVAILABLE as error:
+        raise RetryLaterError(f"Postgres went away: {error!r}; try again") from error
+    finally:
+        await asyncio.wait_for(pool.close(), CONNECT_TIMEOUT_S)
+
+
+def without_password(url: str) -> str:
+    """The URL without its user and password, for messages."""
+    scheme, separator, rest = url.partition("://")
+    return f"{scheme}{separator}{rest.rpartition('@')[2]}"
