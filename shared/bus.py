@@ -34,7 +34,7 @@ from shared import subjects
 from shared.database import UNAVAILABLE
 from shared.errors import GiveUpError, RatchetError, RetryLaterError
 from shared.events import LoopEvent
-from shared.telemetry import HANDLE_SECONDS, HANDLED, PUBLISHED, logger
+from shared.telemetry import HANDLE_SECONDS, HANDLED, PENDING, PUBLISHED, UNSETTLED, logger
 
 E = TypeVar("E", bound=LoopEvent)
 R = TypeVar("R", bound=BaseModel)
@@ -346,6 +346,18 @@ class Bus:
             except (NatsError, TimeoutError) as error:
                 return f"JetStream did not answer: {error!r}"
         return None
+
+    async def measure(self) -> None:
+        """Set the gauges of what lies before each consumer; every replica reports the same, shared, number."""
+        if not self.nc.is_connected:
+            return
+        for consumer in self.consumers:
+            try:
+                info = await self.js.consumer_info(consumer.stream, consumer.durable)
+            except (NatsError, TimeoutError) as error:
+                raise RetryLaterError(f"JetStream did not answer: {error!r}") from error
+            PENDING.labels(consumer.durable).set(info.num_pending or 0)
+            UNSETTLED.labels(consumer.durable).set(info.num_ack_pending or 0)
 
 
 async def _keep_raw(message: Any) -> Any:

@@ -27,6 +27,7 @@ from shared.errors import RatchetError
 from shared.settings import Settings
 from shared.telemetry import TASK_FAILURES, UP, logger
 
+MEASURE_S = 5.0
 Check = Callable[[], Awaitable[str | None]]
 
 
@@ -124,6 +125,7 @@ async def serve(
     http: ASGIApp | None = None,
 ) -> None:
     """Run until SIGTERM or SIGINT: subscriptions, periodic tasks, health endpoints and ``http`` beside them."""
+    tasks = [*tasks, Periodic("consumer_lag", MEASURE_S, bus.measure)]
     all_checks = [bus.ready, *([database_check(pool)] if pool else []), *checks]
 
     app = _App(

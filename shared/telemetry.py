@@ -20,6 +20,10 @@ HANDLE_SECONDS = Histogram(
 )
 PUBLISHED = Counter("ratchet_published_total", "Loop events published", ["subject"])
 TASK_FAILURES = Counter("ratchet_task_failures_total", "Rounds of a periodic task that raised", ["task"])
+PENDING = Gauge(
+    "ratchet_consumer_pending", "Messages in the stream that a consumer has not been given yet", ["consumer"]
+)
+UNSETTLED = Gauge("ratchet_consumer_unsettled", "Messages given out and not yet acknowledged", ["consumer"])
 UP = Gauge("ratchet_up", "1 while the service runs", ["service"])
 
 

@@ -7,6 +7,7 @@ import gzip
 from collections.abc import Sequence
 
 import pytest
+from prometheus_client import REGISTRY
 from pydantic import BaseModel
 from ratchet_sdk.events import MAX_EVENT_BYTES
 
@@ -79,6 +80,25 @@ async def test_an_exception_loses_nothing(bus: Bus) -> None:
     await asyncio.wait_for(done.wait(), 10)
     assert rounds == 2
     assert await dead_letters(bus) == []
+
+
+async def test_what_lies_before_a_consumer_is_measured(bus: Bus) -> None:
+    async def handler(batch: Sequence[Delivery]) -> Sequence[Disposition]:
+        return [Ack() for _ in batch]
+
+    def pending() -> float | None:
+        return REGISTRY.get_sample_value("ratchet_consumer_pending", {"consumer": "recorder"})
+
+    bus.consume_batches(subjects.RECORDER_STEPS, handler)
+    for n in range(3):
+        await publish(bus, b"{}", str(n))
+    await bus.measure()
+    assert pending() == 3
+    await bus.broker.start()
+    while await ack_floor(bus, subjects.RECORDER_STEPS) < 3:
+        await asyncio.sleep(0.01)
+    await bus.measure()
+    assert pending() == 0
 
 
 async def test_the_same_message_id_is_stored_once(bus: Bus) -> None:
