@@ -27,7 +27,10 @@ StepNumber = Annotated[int, Field(ge=0, lt=2**31)]
 
 
 def _as_utc(value: datetime) -> datetime:
-    return value.astimezone(UTC)
+    try:
+        return value.astimezone(UTC)
+    except OverflowError:  # year 1 east of Greenwich: pydantic turns only a ValueError into its own
+        raise ValueError("the instant lies outside the years 1 to 9999 in UTC") from None
 
 
 Instant = Annotated[AwareDatetime, AfterValidator(_as_utc)]

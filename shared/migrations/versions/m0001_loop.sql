@@ -119,6 +119,7 @@ create table outcomes (
 );
 create index outcomes_run on outcomes (agent_id, trajectory_id) where agent_id is not null;
 create index outcomes_time on outcomes (occurred_at);
+create index outcomes_window on outcomes (window_id) where window_id is not null;
 
 create table settlements (
     window_id        text not null references windows,
@@ -161,9 +162,12 @@ create table groups (
     created_at   timestamptz not null default now(),
     judged_at    timestamptz,
     announced_at timestamptz,
+    attempts     integer not null default 0,             -- times that a judge was asked about it
+    not_before   timestamptz not null default now(),     -- a lease while it is judged, a pause after a failure
     unique (policy, window_id, scenario_id, part)
 );
 create index groups_window on groups (window_id);
+create index groups_waiting on groups (not_before) where state in ('pending', 'failed');
 create index groups_unannounced on groups (judged_at) where judged_at is not null and announced_at is null;
 
 create table group_members (
