@@ -1,0 +1,92 @@
+"""The layout is a test: who writes which table, what `shared` may hold, and what files are called."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SERVICES = ("recorder", "outcome_tracker", "scorer", "trainer", "deployer", "gateway", "inference", "admin")
+OWNERS = {
+    "recorder": {"trajectories", "steps", "llm_calls", "bodies", "windows", "seen_agents"},
+    "outcome_tracker": {"outcomes", "settlements"},
+    "scorer": {"groups", "group_members", "judgments", "judge_cache"},
+    "trainer": {"batches", "batch_trajectories", "models", "artifacts"},
+    "deployer": {"deployments", "routes", "assignments", "evidence", "incidents", "quarantines"},
+    "admin": {"agents", "tokens", "audit"},
+    "gateway": set(),
+    "inference": set(),
+}
+WRITE = re.compile(r"\b(?:insert\s+into|update|delete\s+from|truncate|copy)\s+(?:only\s+)?([a-z_]+)", re.IGNORECASE)
+TABLES = set().union(*OWNERS.values())
+
+
+def python_files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*.py") if "__pycache__" not in path.parts)
+
+
+def strings_of(path: Path) -> list[str]:
+    """Every string literal that is no docstring."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    docstrings = {
+        id(node.body[0].value)
+        for node in ast.walk(tree)
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef))
+        and node.body
+        and isinstance(node.body[0], ast.Expr)
+    }
+    return [
+        node.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings
+    ]
+
+
+def test_every_table_has_an_owner() -> None:
+    sql = (ROOT / "shared/migrations/versions/m0001_loop.sql").read_text(encoding="utf-8")
+    created = set(re.findall(r"create table (\w+)\s*\(", sql))
+    assert created == TABLES
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_a_service_writes_its_own_tables_only(service: str) -> None:
+    written = {
+        match.lower()
+        for path in python_files(ROOT / "services" / service)
+        for text in strings_of(path)
+        for match in WRITE.findall(text)
+    }
+    assert written & TABLES <= OWNERS[service]
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_a_service_has_the_same_rooms(service: str) -> None:
+    rooms = {path.name for path in (ROOT / "services" / service).glob("*.py")}
+    assert {"__init__.py", "__main__.py", "app.py", "settings.py", "domain.py"} <= rooms
+
+
+def test_the_command_line_writes_no_table() -> None:
+    for path in python_files(ROOT / "services" / "cli"):
+        for text in strings_of(path):
+            assert not set(WRITE.findall(text)) & TABLES, f"{path.name} writes: {text[:80]}"
+
+
+def test_shared_holds_what_two_services_use() -> None:
+    """A module of ``shared`` is imported by two services at the least, directly or through another of ``shared``."""
+    users: dict[str, set[str]] = {path.stem: set() for path in (ROOT / "shared").glob("*.py") if path.stem != "__init__"}
+    for service in (*SERVICES, "cli"):
+        for path in python_files(ROOT / "services" / service):
+            for name in re.findall(r"(?:from|import) shared\.(\w+)|from shared import (.+)", path.read_text()):
+                for module in (name[0] or name[1]).replace(" ", "").split(","):
+                    if module in users:
+                        users[module].add(service)
+    assert {module: who for module, who in users.items() if len(who) < 2} == {}
+
+
+def test_no_file_is_named_after_nothing() -> None:
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    assert [name for name in tracked if Path(name).stem in {"utils", "common", "helpers", "misc"}] == []
