@@ -1,0 +1,69 @@
+"""Composition root of the inference service."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+
+from services.inference.engine_torch import TorchModel
+from services.inference.handlers import application
+from services.inference.service import Inference
+from services.inference.settings import InferenceSettings
+from shared.artifacts import DirectoryStore
+from shared.bus import Bus
+from shared.errors import ConfigurationError, RetryLaterError
+from shared.service import serve
+from shared.settings import load
+from shared.telemetry import configure_logging
+
+
+def inference(settings: InferenceSettings) -> Inference:
+    """The service on the torch engine, reading from the artifact store that the settings name."""
+
+    def read(directory: Path) -> TorchModel:
+        return TorchModel(
+            directory,
+            device=settings.device,
+            batch_max=settings.batch_max,
+            batch_tokens=settings.batch_tokens,
+            max_tokens=settings.default_max_tokens,
+        )
+
+    return Inference(
+        DirectoryStore(settings.artifacts_dir),
+        read,
+        max_loaded=settings.max_loaded,
+        batch_max=settings.batch_max,
+        batch_wait_s=settings.batch_wait_ms / 1000,
+    )
+
+
+async def main() -> None:
+    settings = load(InferenceSettings)
+    configure_logging("inference", settings.log_level)
+    import torch
+    import transformers  # noqa: F401  # read now, so that the first request does not wait for it
+
+    torch.set_num_threads(settings.torch_threads)
+    service = inference(settings)
+    try:
+        await serve(
+            "inference",
+            settings,
+            Bus(settings.nats_url, name="inference"),
+            http=application(service, max_body_bytes=settings.max_body_bytes),
+        )
+    finally:
+        await service.close()
+
+
+def run() -> None:
+    try:
+        asyncio.run(main())
+    except ConfigurationError as error:
+        print(error, file=sys.stderr)
+        raise SystemExit(2) from error
+    except RetryLaterError as error:
+        print(error, file=sys.stderr)
+        raise SystemExit(75) from error

@@ -1,0 +1,111 @@
+"""What a chat completion is, apart from any model: asks, replies, stops, tool calls, and how prompts share a pass."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+FinishReason = Literal["stop", "length"]
+
+TOOL_CALL = re.compile(r"<tool_call>\s*(\{.*?\})\s*</tool_call>", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a reply is drawn. Temperature 0 is greedy; ``max_tokens`` None means the server's default."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    seed: int | None = None
+    max_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One request: OpenAI chat messages, the tools they may call, and how to sample."""
+
+    messages: list[dict[str, Any]]
+    tools: list[dict[str, Any]] | None = None
+    sampling: Sampling = Sampling()
+
+
+@dataclass(frozen=True)
+class Reply:
+    """One answer with everything exact training needs.
+
+    ``logprobs[i]`` is the natural log of the probability that ``token_ids[i]`` had in the distribution it was
+    drawn from, after temperature and top_p; a greedy draw therefore has 0. The token that ended the reply is
+    among them. ``text`` is what a reader gets: without special tokens, cut before a stop string.
+    """
+
+    prompt_token_ids: list[int]
+    token_ids: list[int]
+    logprobs: list[float]
+    token_texts: list[str]
+    text: str
+    finish_reason: FinishReason
+    calls_tools: bool = False  # the model's template has our tool call syntax
+
+
+@dataclass(frozen=True)
+class Refused:
+    """Why one request of a batch has no reply; its neighbours have theirs. ``code`` is OpenAI's."""
+
+    message: str
+    code: Literal["context_length_exceeded", "invalid_messages", "model_broken"]
+
+
+Answer = Reply | Refused
+
+
+def cut_at_stop(text: str, stops: Sequence[str]) -> tuple[str, bool]:
+    """``text`` up to the earliest stop string in it, and whether there was one."""
+    places = [place for stop in stops if stop and (place := text.find(stop)) >= 0]
+    return (text[: min(places)], True) if places else (text, False)
+
+
+def reply_room(prompt_tokens: int, wanted: int, context_length: int) -> int:
+    """How many tokens a reply may have: what was wanted, within what the context leaves. Below 1 there is no room."""
+    return min(wanted, context_length - prompt_tokens)
+
+
+def passes(lengths: Sequence[int], rows: int, tokens: int) -> list[list[int]]:
+    """Which prompts share a forward pass: indices by length, so that little is padding.
+
+    A pass has at most ``rows`` prompts and, padded to its longest, at most ``tokens`` tokens; a prompt that is
+    longer than that goes alone.
+    """
+    found: list[list[int]] = []
+    for index in sorted(range(len(lengths)), key=lambda i: lengths[i]):
+        last = found[-1] if found else []
+        if last and len(last) < rows and (len(last) + 1) * lengths[index] <= tokens:
+            last.append(index)
+        else:
+            found.append([index])
+    return found
+
+
+def split_tool_calls(text: str) -> tuple[str, list[dict[str, str]]]:
+    """The words of a reply and its tool calls, each ``{"name", "arguments"}`` with arguments as JSON text.
+
+    The syntax is ``<tool_call>{"name": ..., "arguments": {...}}</tool_call>``. What is no whole call stays text.
+    """
+    calls: list[dict[str, str]] = []
+
+    def take(match: re.Match[str]) -> str:
+        try:
+            call = json.loads(match[1])
+        except ValueError:
+            return match[0]
+        if not isinstance(call, dict) or not isinstance(call.get("name"), str):
+            return match[0]
+        arguments = call.get("arguments", {})
+        calls.append({"name": call["name"], "arguments": json.dumps(arguments, ensure_ascii=False)})
+        return ""
+
+    rest = TOOL_CALL.sub(take, text)
+    return (rest.strip(), calls) if calls else (text, [])

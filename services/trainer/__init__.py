@@ -1,0 +1,1 @@
+"""Turns scored groups into better versions: readiness, batches, GRPO or imitation, checkpoints."""
