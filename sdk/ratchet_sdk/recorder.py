@@ -1,1 +1,125 @@
-class Recorder: ...
+"""What an agent's author meets first: the recorder of one agent.
+
+Nothing here waits for the broker or raises into the agent. What is not valid is refused, counted and said in the
+log of ``ratchet_sdk``; the rest goes on. Values are copied when they are handed over, so that a list of messages
+may grow afterwards.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any, Self, TypeVar
+
+from pydantic import ValidationError
+
+from ratchet_sdk.events import Event, Wire, message_id, uuid7
+from ratchet_sdk.publisher import Counts, Publisher
+from ratchet_sdk.run import Run
+from ratchet_sdk.values import encoded, plain
+
+W = TypeVar("W", bound=Wire)
+
+
+class Recorder:
+    """Records the runs of one agent, and publishes them to ``steps.<agent_id>`` in the background.
+
+    ``async with Recorder(url, "agent-1") as recorder`` flushes at its end; without it, await ``close()``.
+    ``options`` go to ``nats.connect`` (``user_credentials``, ``tls``, ...). Raises ValueError for a wrong agent id.
+    """
+
+    def __init__(
+        self,
+        nats_url: str,
+        agent_id: str,
+        policy: str = "default",
+        *,
+        queue_max: int = 10_000,
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
+        for what, value in (("agent_id", agent_id), ("policy", policy)):
+            if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", value):
+                raise ValueError(f"{what} must be 1 to 64 of A-Z a-z 0-9 _ -, got {value!r}")
+        self.agent_id = agent_id
+        self.policy = policy
+        self._publisher = Publisher(nats_url, f"steps.{agent_id}", name=agent_id, queue_max=queue_max, options=options)
+
+    def trajectory(
+        self,
+        *,
+        scenario_id: str | None = None,
+        goal: str | None = None,
+        model: str | Mapping[str, Any] | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        trajectory_id: str | None = None,
+        started_at: datetime | None = None,
+    ) -> Run:
+        """A run, to be entered with ``async with``.
+
+        ``model`` is the policy's name where the gateway routes the run, else what the agent acts with (a name, or
+        ``{"name": ..., "version": ...}``). A ``started_at`` without a zone is local time.
+        """
+        opening = {
+            "scenario_id": scenario_id,
+            "goal": goal,
+            "model": {"name": model} if isinstance(model, str) else model,
+            "metadata": metadata or {},
+        }
+        began = (started_at or datetime.now(UTC)).astimezone(UTC)
+        return Run(self, trajectory_id or str(uuid7()), began, self.copied(opening, "a trajectory's opening"))
+
+    def record(self, event: Event) -> bool:
+        """Queue an event as it is. False where it was refused or dropped (counted, never raised)."""
+        try:
+            data = encoded(event)
+        except Exception as error:  # whatever an agent put into it must not come back as an exception
+            return self.refuse(f"a {type(event).__name__} cannot be written as JSON: {error}")
+        return self._publisher.offer(message_id(self.agent_id, event.event_id), data)
+
+    @property
+    def counts(self) -> Counts:
+        """What became of the events up to now."""
+        return self._publisher.counts
+
+    async def flush(self, timeout_s: float = 10.0) -> int:
+        """Wait for the acks of what was recorded, at most ``timeout_s``. Returns how many events are unsent."""
+        return await self._publisher.flush(timeout_s)
+
+    async def close(self, timeout_s: float = 10.0) -> int:
+        """Flush and disconnect. Returns how many events were never acknowledged: they end with the process."""
+        return await self._publisher.close(timeout_s)
+
+    async def __aenter__(self) -> Self:
+        self._publisher.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    # for runs and steps ---------------------------------------------------------------------------
+    def refuse(self, why: str) -> bool:
+        """Count something that cannot be recorded, and say why in the log. Returns False."""
+        return self._publisher.refuse(why)
+
+    def copied(self, value: Any, what: str) -> Any:
+        """A copy that JSON can carry; ``{}`` and a counted refusal where there is none."""
+        try:
+            return plain(value)
+        except Exception as error:  # circular, or an object whose properties raise: the agent's own business
+            self.refuse(f"{what} was not recorded: {error}")
+            return {}
+
+    def part(self, kind: type[W], values: Mapping[str, Any]) -> W | None:
+        """A part of an event from a copy of ``values``; None, counted, where they are not valid."""
+        return self.built(kind, self.copied(values, f"a {kind.__name__}"))
+
+    def built(self, kind: type[W], values: Mapping[str, Any]) -> W | None:
+        """``values`` without the Nones as a ``kind``; None, counted, where they are not valid."""
+        try:
+            return kind.model_validate({name: value for name, value in values.items() if value is not None})
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+            where = ".".join(str(part) for part in first["loc"])
+            self.refuse(f"a {kind.__name__} was not recorded: {where}: {first['msg']}")
+            return None

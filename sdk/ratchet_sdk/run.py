@@ -1,0 +1,231 @@
+"""A run and its steps, as an agent's code opens and leaves them."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Mapping
+from contextvars import ContextVar, Token
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from ratchet_sdk.events import (
+    Action,
+    Event,
+    LlmCall,
+    LlmCallMade,
+    ProviderAccess,
+    Step,
+    TrajectoryEnded,
+    TrajectoryStarted,
+    uuid7,
+)
+from ratchet_sdk.values import call_id_of, message_of, reply_fields, words
+
+if TYPE_CHECKING:
+    from ratchet_sdk.recorder import Recorder
+
+Status = Literal["completed", "failed", "truncated"]
+
+current_step: ContextVar[RunStep | None] = ContextVar("ratchet_step", default=None)
+
+
+class Run:
+    """One trajectory. Its end is ``completed``, ``failed`` by an exception, or ``truncated`` by a cancel."""
+
+    def __init__(
+        self, recorder: Recorder, trajectory_id: str, started_at: datetime, opening: Mapping[str, Any]
+    ) -> None:
+        self.recorder = recorder
+        self.trajectory_id = trajectory_id
+        self.started_at = started_at
+        self._opening = opening
+        self._steps = 0
+        self._final: dict[str, Any] = {}
+        self._metrics: dict[str, Any] = {}
+        self._began = False
+        self._ended = False
+
+    def start(self) -> Self:
+        """Record the beginning, once; ``async with`` does it."""
+        if not self._began:
+            self._began = True
+            self.emit(TrajectoryStarted, self._opening)
+        return self
+
+    def step(self, environment: Mapping[str, Any] | None = None) -> RunStep:
+        """The next step, to be entered with ``async with``; it is recorded when it is left."""
+        number = self._steps
+        self._steps += 1
+        return RunStep(self, number, self.recorder.copied(environment or {}, "an environment"))
+
+    def final(self, values: Mapping[str, Any] | None = None, /, **more: Any) -> None:
+        """State at the end (balance, profit, ...), as the agent sees it."""
+        self._final.update(self.recorder.copied({**(values or {}), **more}, "a final state"))
+
+    def metrics(self, values: Mapping[str, Any] | None = None, /, **more: Any) -> None:
+        self._metrics.update(self.recorder.copied({**(values or {}), **more}, "metrics"))
+
+    def end(self, status: Status = "completed", *, error: str | None = None) -> None:
+        """Record the end, once; ``async with`` does it."""
+        if self._ended:
+            return
+        self._ended = True
+        values = {"status": status, "step_count": self._steps, "final": self._final, "metrics": self._metrics}
+        self.emit(TrajectoryEnded, values if error is None else {**values, "error": error})
+
+    def emit(self, kind: type[Event], values: Mapping[str, Any]) -> None:
+        """Record one event of this run."""
+        event = self.recorder.built(
+            kind,
+            {
+                "policy": self.recorder.policy,
+                "trajectory_id": self.trajectory_id,
+                "started_at": self.started_at,
+                "occurred_at": datetime.now(UTC),
+                **values,
+            },
+        )
+        if event is not None:
+            self.recorder.record(event)
+
+    async def __aenter__(self) -> Self:
+        return self.start()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        match error:
+            case None:
+                self.end()
+            case Exception():
+                self.end("failed", error=words(error))
+            case _:  # cancelled, or the interpreter ends: the run was cut off and did not fail
+                self.end("truncated", error=words(error))
+
+
+class RunStep:
+    """One step: what was seen, looked up, asked and done. It is published as one event when it is left."""
+
+    def __init__(self, run: Run, number: int, environment: Any) -> None:
+        self.run = run
+        self.recorder = run.recorder
+        self.number = number
+        self._environment = environment
+        self._accesses: list[ProviderAccess] = []
+        self._calls: list[LlmCall] = []
+        self._action: Action | None = None
+        self._reward: float | None = None
+        self._left = False
+        self._token: Token[RunStep | None] | None = None
+
+    def headers(self, *, purpose: str | None = None, base_call_id: str | None = None) -> dict[str, str]:
+        """``extra_headers`` of a call through the gateway, which then records the call as part of this step."""
+        headers = {
+            "X-Ratchet-Trajectory": self.run.trajectory_id,
+            "X-Ratchet-Step": str(self.number),
+            "X-Ratchet-Started-At": self.run.started_at.isoformat(),
+        }
+        if purpose:
+            headers["X-Ratchet-Purpose"] = purpose
+        if base_call_id:
+            headers["X-Ratchet-Base-Call-Id"] = base_call_id
+        return headers
+
+    def refer(self, call: Any, **more: Any) -> str:
+        """Say that a call that the gateway recorded belongs to this step. Returns its id.
+
+        ``call`` is the id (response header ``X-Ratchet-Call-Id``), a raw response, or the reply, whose ``id`` it
+        is. ``more`` may name ``purpose`` and ``action_type``.
+        """
+        call_id = call_id_of(call)
+        self._add({**more, "call_id": call_id})
+        return call_id
+
+    def llm_call(self, *, messages: list[Any], response: Any = None, call_id: str | None = None, **more: Any) -> str:
+        """Record a model call that no gateway saw. Returns its id, which a later call may name as ``base_call_id``.
+
+        ``response`` is an OpenAI choice (object or dict), a whole chat completion, or the reply's text. ``more``
+        are the other fields of ``ratchet_sdk.events.LlmCall``: model, purpose, tools, temperature, usage, ...
+        """
+        call_id = call_id or str(uuid7())
+        known = reply_fields(response) if response is not None else {}
+        self._add({**known, **more, "call_id": call_id, "messages": [message_of(message) for message in messages]})
+        return call_id
+
+    def provider_access(
+        self, provider: str, *, query: Any = None, purpose: str | None = None, data: Any = None
+    ) -> None:
+        """What the agent looked up before it acted."""
+        values = {"provider": provider, "query": query, "purpose": purpose, "data": data}
+        if access := self.recorder.part(ProviderAccess, values):
+            self._accesses.append(access)
+
+    def action(
+        self,
+        type: str,
+        *,
+        parameters: Mapping[str, Any] | None = None,
+        success: bool | None = None,
+        result: Any = None,
+        error: str | None = None,
+        reasoning: str | None = None,
+    ) -> None:
+        """What the agent did and what came of it; a second call in a step replaces the first."""
+        values = {
+            "type": type,
+            "parameters": parameters,
+            "success": success,
+            "result": result,
+            "error": error,
+            "reasoning": reasoning,
+        }
+        self._action = self.recorder.part(Action, values) or self._action
+
+    def reward(self, value: float) -> None:
+        """The agent's own opinion of the step: kept, and never what is trained on."""
+        if isinstance(value, (int, float)) and math.isfinite(value):
+            self._reward = float(value)
+        else:
+            self.recorder.refuse("a reward was not recorded: it must be a finite number")
+
+    def _add(self, values: Mapping[str, Any]) -> None:
+        call = self.recorder.part(LlmCall, values)
+        if call is None:
+            return
+        if self._left:  # a stream that was read to its end after the step
+            self.run.emit(LlmCallMade, {"step": self.number, "call": call})
+        else:
+            self._calls.append(call)
+
+    async def __aenter__(self) -> Self:
+        self._token = current_step.set(self)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._token is not None:
+            with contextlib.suppress(ValueError):  # some frameworks leave a step in another context
+                current_step.reset(self._token)
+        if error is not None and self._action is None:
+            self.action("exception", success=False, error=words(error))
+        self.leave()
+
+    def leave(self) -> None:
+        """Record the step, once; ``async with`` does it."""
+        if self._left:
+            return
+        self._left = True
+        self.run.emit(
+            Step,
+            {
+                "step": self.number,
+                "environment": self._environment,
+                "provider_accesses": self._accesses,
+                "llm_calls": self._calls,
+                "action": self._action,
+                "reward": self._reward,
+            },
+        )

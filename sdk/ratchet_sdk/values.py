@@ -1,0 +1,86 @@
+"""Agents' values as events can carry them: copied, plain, and never raising for what they are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic_core import PydanticSerializationError, to_jsonable_python
+
+CALL_ID_HEADER = "X-Ratchet-Call-Id"
+MAX_WORDS = 2000
+
+
+def plain(value: Any) -> Any:
+    """A deep copy made of what JSON has. Raises ValueError for a circular value."""
+    return to_jsonable_python(value, fallback=_stand_in, bytes_mode="base64")
+
+
+def _stand_in(value: Any) -> Any:
+    """For what JSON has no word for: an array becomes numbers, anything else its type's name."""
+    for way in ("tolist", "item", "model_dump"):
+        if callable(method := getattr(value, way, None)):
+            return method()
+    return f"<{type(value).__module__}.{type(value).__qualname__}>"
+
+
+def encoded(event: BaseModel) -> bytes:
+    """The JSON object that is published. Half a surrogate pair, as cut streams leave it, becomes '?'."""
+    try:
+        return event.model_dump_json(by_alias=True, exclude_none=True).encode()
+    except PydanticSerializationError:
+        whole = type(event).model_validate(_without_surrogates(event.model_dump(by_alias=True, exclude_none=True)))
+        return whole.model_dump_json(by_alias=True, exclude_none=True).encode()
+
+
+def _without_surrogates(value: Any) -> Any:
+    match value:
+        case str():
+            return value.encode("utf-8", "replace").decode()
+        case dict():
+            return {_without_surrogates(k): _without_surrogates(v) for k, v in value.items()}
+        case list() | tuple():
+            return [_without_surrogates(item) for item in value]
+        case _:
+            return value
+
+
+def words(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"[:MAX_WORDS]
+
+
+def call_id_of(call: Any) -> str:
+    """The gateway's id of a call: given as it is, in a raw response's headers, or as the reply's own ``id``."""
+    if isinstance(call, str):
+        return call
+    headers = getattr(call, "headers", None)
+    if headers is not None and (call_id := headers.get(CALL_ID_HEADER)):
+        return str(call_id)
+    return str(getattr(call, "id", call))
+
+
+def message_of(message: Any) -> Any:
+    """A chat message as it goes over the wire; the client's own objects lose the fields that nobody set."""
+    return message.model_dump(mode="json", exclude_unset=True) if isinstance(message, BaseModel) else message
+
+
+def reply_fields(response: Any) -> dict[str, Any]:
+    """What a reply says about its call: the choice, and of a whole completion also model, usage and token ids.
+
+    Takes a completion or a choice, as the OpenAI client's object or as a dict, or the reply's text. Of several
+    choices the first is kept.
+    """
+    if isinstance(response, str):
+        return {"response": {"finish_reason": "stop", "message": {"role": "assistant", "content": response}}}
+    if isinstance(response, BaseModel):
+        response = response.model_dump(mode="json", exclude_unset=True)
+    if not isinstance(response, Mapping) or not isinstance(choices := response.get("choices"), list):
+        return {"response": response}
+    fields = {
+        "response": choices[0] if choices else None,
+        "model_version": response.get("model"),
+        "usage": response.get("usage"),
+        "prompt_token_ids": response.get("prompt_token_ids"),
+    }
+    return {name: value for name, value in fields.items() if value is not None}
