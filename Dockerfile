@@ -1,0 +1,44 @@
+# One image for every service: `docker run ratchet run recorder`, `docker run ratchet migrate`.
+FROM python:3.11-slim-bookworm AS build
+
+# Where pip looks beside its default, for networks with an index, wheels or a certificate of their own.
+ARG PIP_INDEX_URL
+ARG PIP_EXTRA_INDEX_URL
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore
+
+RUN python -m venv /opt/ratchet
+ENV PATH=/opt/ratchet/bin:$PATH
+
+# The heaviest first and by itself, at the exact release: a range would bring gigabytes of CUDA with it.
+# For a small image pass --build-arg PIP_EXTRA_INDEX_URL=<PyTorch's index of CPU builds>.
+RUN pip install torch==2.13.0
+
+# Then what the projects ask for, before their code: a change of code does not install it all again.
+WORKDIR /src
+COPY pyproject.toml ./
+COPY sdk/pyproject.toml sdk/
+RUN mkdir -p sdk/ratchet_sdk services shared examples \
+    && touch sdk/ratchet_sdk/__init__.py services/__init__.py shared/__init__.py examples/__init__.py \
+    && pip install ./sdk ".[train]"
+COPY . .
+RUN pip install --no-deps --force-reinstall ./sdk ".[train]"
+
+
+FROM python:3.11-slim-bookworm
+
+RUN groupadd --gid 10001 ratchet \
+    && useradd --uid 10001 --gid ratchet --home-dir /var/lib/ratchet --create-home --shell /usr/sbin/nologin ratchet \
+    && install -d -o ratchet -g ratchet /var/lib/ratchet/artifacts /var/lib/ratchet/wandb
+COPY --from=build /opt/ratchet /opt/ratchet
+ENV PATH=/opt/ratchet/bin:$PATH \
+    PYTHONUNBUFFERED=1 \
+    HF_HUB_OFFLINE=1 \
+    RATCHET_HTTP_HOST=0.0.0.0 \
+    RATCHET_HTTP_PORT=8000 \
+    RATCHET_ARTIFACTS_DIR=/var/lib/ratchet/artifacts \
+    RATCHET_WANDB_DIR=/var/lib/ratchet/wandb
+USER ratchet
+WORKDIR /var/lib/ratchet
+EXPOSE 8000
+ENTRYPOINT ["python", "-m", "services.cli.main"]
+CMD ["--help"]
