@@ -123,15 +123,19 @@ async def serve(
     tasks: Sequence[Periodic] = (),
     checks: Sequence[Check] = (),
     http: ASGIApp | None = None,
+    on_stop: Sequence[Callable[[], Awaitable[None]]] = (),
 ) -> None:
-    """Run until SIGTERM or SIGINT: subscriptions, periodic tasks, health endpoints and ``http`` beside them."""
+    """Run until SIGTERM or SIGINT: subscriptions, periodic tasks, health endpoints and ``http`` beside them.
+
+    ``on_stop`` runs after the last request was answered and while the broker is still connected.
+    """
     tasks = [*tasks, Periodic("consumer_lag", MEASURE_S, bus.measure)]
     all_checks = [bus.ready, *([database_check(pool)] if pool else []), *checks]
 
     app = _App(
         bus.broker,
         logger=None,
-        on_shutdown=[bus.stopping],
+        on_shutdown=[bus.stopping, *on_stop],
         asgi_routes=[
             ("/health", _health),
             ("/ready", _ready(all_checks)),
