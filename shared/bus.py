@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 from faststream import AckPolicy
 from faststream.nats import JStream, NatsBroker, PullSub
 from faststream.nats.annotations import NatsMessage
+from faststream.nats.subscriber.usecases import stream_pull_subscriber
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
@@ -121,6 +122,16 @@ BatchHandler = Callable[[Sequence[Delivery]], Awaitable[Sequence[Disposition]]]
 EventHandler = Callable[[E], Awaitable[Disposition | None]]
 
 
+def _mend_pull_loop() -> None:
+    """Let FastStream's pull loop survive every timeout of a fetch, not only nats-py's own kind.
+
+    FastStream 0.7.8 catches ``nats.errors.TimeoutError``; nats-py 2.16 raises the plain one where a second
+    fetch finds its time already spent. The loop then ended with a fetched batch in hand, which came again only
+    after the ack wait. The plain one, which the other inherits from, is put in its place.
+    """
+    stream_pull_subscriber.TimeoutError = TimeoutError  # type: ignore[attr-defined, assignment]  # their name
+
+
 class Bus:
     """One connection to NATS: ``broker`` for FastStream, ``js`` for what it does not wrap."""
 
@@ -128,6 +139,7 @@ class Bus:
         self.name = name
         self._on_closed = on_closed
         self._stopping = False
+        _mend_pull_loop()
         self.broker = NatsBroker(
             url.split(","),
             name=name,
