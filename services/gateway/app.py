@@ -1,0 +1,67 @@
+"""Composition root of the gateway."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+
+from services.gateway.handlers import application
+from services.gateway.health import Health
+from services.gateway.recording import Records
+from services.gateway.routes import RouteTable
+from services.gateway.service import Gateway
+from services.gateway.settings import GatewaySettings
+from services.gateway.upstream import HttpTargets
+from shared.bus import Bus
+from shared.errors import ConfigurationError, RetryLaterError
+from shared.service import Periodic, serve
+from shared.settings import load
+from shared.telemetry import configure_logging
+
+
+async def main() -> None:
+    settings = load(GatewaySettings)
+    configure_logging("gateway", settings.log_level)
+    bus = Bus(settings.nats_url, name="gateway")
+    routes, health = RouteTable(bus), Health(bus)
+    records = Records(bus, wait_s=settings.record_wait_s, backlog=settings.record_backlog)
+    targets = HttpTargets(
+        timeout_s=settings.request_timeout_s,
+        connect_timeout_s=settings.connect_timeout_s,
+        connections=settings.target_connections,
+    )
+    gateway = Gateway(routes, targets, records, health, window_s=settings.window_s)
+
+    async def finish() -> None:
+        await gateway.settled()
+        await records.flush()
+        await health.report()
+
+    secret = settings.gateway_secret.get_secret_value()
+    try:
+        await serve(
+            "gateway",
+            settings,
+            bus,
+            tasks=[
+                Periodic("routes", 0.5, routes.follow),
+                Periodic("records", 0.2, records.drain),
+                Periodic("health", settings.health_s, health.report),
+            ],
+            checks=[routes.ready],
+            http=application(gateway, secret=secret, body_limit_bytes=settings.body_limit_bytes),
+            on_stop=[finish],
+        )
+    finally:
+        await targets.close()
+
+
+def run() -> None:
+    try:
+        asyncio.run(main())
+    except ConfigurationError as error:
+        print(error, file=sys.stderr)
+        raise SystemExit(2) from error
+    except RetryLaterError as error:
+        print(error, file=sys.stderr)
+        raise SystemExit(75) from error

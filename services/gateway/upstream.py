@@ -1,0 +1,127 @@
+"""The models' servers: OpenAI chat completions over pooled HTTP connections, whole or as server-sent events."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import Any, cast
+
+import httpx
+from pydantic_core import from_json, to_json
+
+from services.gateway.domain import target_failed
+from services.gateway.service import Broken, BrokenOffError, Opened, Refused, Replied
+from shared.routing import Target
+
+HEADERS = {"content-type": "application/json"}
+
+
+class HttpTargets:
+    def __init__(self, *, timeout_s: float, connect_timeout_s: float, connections: int) -> None:
+        self._timeout_s = timeout_s
+        self._client = httpx.AsyncClient(
+            timeout=httpx.Timeout(timeout_s, connect=connect_timeout_s),
+            limits=httpx.Limits(max_connections=connections, max_keepalive_connections=connections),
+            trust_env=False,  # targets are named in the route document; a proxy from the environment is not
+        )
+
+    async def close(self) -> None:
+        await self._client.aclose()
+
+    async def ask(self, target: Target, body: dict[str, Any]) -> Replied | Refused | Broken:
+        """One whole reply within the time limit."""
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                response = await self._client.post(_url(target), content=to_json(body), headers=HEADERS)
+        except (httpx.HTTPError, TimeoutError) as error:
+            return Broken(_words(error))
+        if response.status_code != 200:
+            return _refusal(response)
+        return _whole(response.content)
+
+    async def open(self, target: Target, body: dict[str, Any]) -> Opened | Refused | Broken:
+        """A stream that has brought its first chunk, so that a server that dies at once can be stood in for."""
+        request = self._client.build_request("POST", _url(target), content=to_json(body), headers=HEADERS)
+        response: httpx.Response | None = None
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                response = await self._client.send(request, stream=True)
+                if response.status_code != 200:
+                    await response.aread()
+                    return _refusal(response)
+                chunks = _chunks(response)
+                first = await anext(chunks, None)
+        except (httpx.HTTPError, TimeoutError, BrokenOffError) as error:
+            if response is not None:
+                await response.aclose()
+            return Broken(_words(error))
+        if first is None:
+            await response.aclose()
+            return Broken("the stream ended before it said anything")
+        return Opened(_resumed(response, first, chunks))
+
+
+def _url(target: Target) -> str:
+    return f"{target.base_url.rstrip('/')}/chat/completions"
+
+
+def _words(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"[:300]
+
+
+def _refusal(response: httpx.Response) -> Refused | Broken:
+    if target_failed(response.status_code):
+        return Broken(f"HTTP {response.status_code}")
+    headers = {name: response.headers[name] for name in ("retry-after",) if name in response.headers}
+    return Refused(response.status_code, response.content, headers)
+
+
+def _whole(content: bytes) -> Replied | Broken:
+    try:
+        reply = from_json(content)
+    except ValueError:
+        return Broken("the reply is not JSON")
+    choices = reply.get("choices") if isinstance(reply, dict) else None
+    if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
+        return Broken("the reply has no choices")
+    if not isinstance(choices[0].get("message"), dict):
+        return Broken("the reply has no message")
+    return Replied(reply)
+
+
+async def _chunks(response: httpx.Response) -> AsyncIterator[dict[str, Any]]:
+    """The JSON objects of an SSE body, up to ``[DONE]``. Raises BrokenOffError where it does not get there."""
+    try:
+        async for line in response.aiter_lines():
+            if not line.startswith("data:"):
+                continue
+            data = line[5:].strip()
+            if data == "[DONE]":
+                return
+            yield _chunk(data)
+    except httpx.HTTPError as error:
+        raise BrokenOffError(_words(error)) from error
+    raise BrokenOffError("the stream ended without [DONE]")
+
+
+def _chunk(data: str) -> dict[str, Any]:
+    try:
+        chunk = from_json(data)
+    except ValueError:
+        raise BrokenOffError("a chunk is not JSON") from None
+    if not isinstance(chunk, dict) or "error" in chunk or not isinstance(chunk.get("choices", []), list):
+        raise BrokenOffError("a chunk is an error, or no chunk")
+    return cast(dict[str, Any], chunk)
+
+
+async def _resumed(
+    response: httpx.Response, first: dict[str, Any], chunks: AsyncIterator[dict[str, Any]]
+) -> AsyncIterator[dict[str, Any]]:
+    try:
+        yield first
+        async with aclosing(chunks):  # type: ignore[type-var]  # it is the generator above
+            async for chunk in chunks:
+                yield chunk
+    finally:
+        await response.aclose()

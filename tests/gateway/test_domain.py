@@ -1,0 +1,197 @@
+"""The gateway's rules, and the two pure helpers beside them."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.gateway import domain
+from services.gateway.assembly import Assembly
+from services.gateway.domain import Asked, Prompt
+from services.gateway.prefixes import Prefixes
+from shared.errors import GiveUpError
+from shared.routing import Arm, Plan, RouteDocument, Target, assigned
+from shared.windows import window_at
+
+NOON = datetime(2026, 11, 20, 12, tzinfo=UTC)
+MESSAGES = [{"role": "user", "content": "hi"}]
+
+
+def asked(**body: Any) -> Asked:
+    return Asked("a", "default", {"model": "default", "messages": MESSAGES, **body}, None, NOON)
+
+
+def document(quarantined: list[str]) -> RouteDocument:
+    arms = [Arm(version="v1", share=0.5, role="best"), Arm(version="v2", share=0.5, role="candidate")]
+    targets = {v: Target(base_url="http://x/v1", model=v, artifact_sha256=v) for v in ("v1", "v2")}
+    plans = [Plan(effective_from=NOON - timedelta(days=1), arms=arms)]
+    return RouteDocument(policy="default", revision=1, salt="s", plans=plans, targets=targets, quarantined=quarantined)
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ([], "JSON object"),
+        ({}, "model"),
+        ({"model": "a b"}, "model"),
+        ({"model": "p"}, "messages"),
+        ({"model": "p", "messages": []}, "messages"),
+        ({"model": "p", "messages": ["hi"]}, "messages"),
+        ({"model": "p", "messages": MESSAGES, "n": 2}, "n must be 1"),
+        ({"model": "p", "messages": MESSAGES, "temperature": "hot"}, "temperature"),
+        ({"model": "p", "messages": MESSAGES, "temperature": True}, "temperature"),
+        ({"model": "p", "messages": MESSAGES, "top_p": float("inf")}, "top_p"),
+        ({"model": "p", "messages": MESSAGES, "seed": 0.5}, "seed"),
+        ({"model": "p", "messages": MESSAGES, "tools": {}}, "tools"),
+    ],
+)
+def test_a_wrong_body_is_named(body: Any, words: str) -> None:
+    with pytest.raises(GiveUpError, match=words):
+        domain.checked(body)
+
+
+def test_a_right_body_passes_untouched() -> None:
+    body = {"model": "p", "messages": MESSAGES, "n": 1, "temperature": 0, "response_format": {"type": "json_object"}}
+    assert domain.checked(body) is body
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("x-ratchet-trajectory", "a b"),
+        ("x-ratchet-step", "one"),
+        ("x-ratchet-purpose", "fun"),
+        ("x-ratchet-base-call-id", ""),
+        ("x-ratchet-started-at", "yesterday"),
+        ("x-ratchet-started-at", "2026-11-20T10:00:00"),
+        ("x-ratchet-started-at", "0001-01-01T00:00:00+14:00"),
+    ],
+)
+def test_a_wrong_header_is_named(name: str, value: str) -> None:
+    with pytest.raises(GiveUpError, match="(?i)" + name):
+        domain.run_of_headers({"x-ratchet-trajectory": "t", name: value}, NOON)
+
+
+def test_headers_name_a_run() -> None:
+    assert domain.run_of_headers({}, NOON) is None
+    run = domain.run_of_headers({"x-ratchet-trajectory": "t"}, NOON)
+    assert run == domain.Run("t", 0, NOON, "action", None)
+    headers = {
+        "x-ratchet-trajectory": "t",
+        "x-ratchet-step": "7",
+        "x-ratchet-started-at": "2026-11-20T13:00:00+01:00",
+        "x-ratchet-purpose": "evaluation",
+        "x-ratchet-base-call-id": "c",
+    }
+    assert domain.run_of_headers(headers, NOON + timedelta(days=1)) == domain.Run("t", 7, NOON, "evaluation", "c")
+
+
+@given(st.integers(0, 10**6), st.text("abc", min_size=1, max_size=5))
+def test_a_run_is_routed_by_its_window_alone(seconds: int, agent_id: str) -> None:
+    started = NOON + timedelta(seconds=seconds)
+    chosen = domain.route(document([]), agent_id, started, started + timedelta(days=9), 60)
+    assert chosen.assigned == assigned(document([]), agent_id, window_at(started, 60).starts_at)
+    assert chosen.attempts[0] == chosen.assigned
+    assert chosen.attempts[-1] == "v1"
+    assert chosen.role == ("best" if chosen.assigned == "v1" else "candidate")
+
+
+def test_a_clock_far_ahead_is_placed_by_ours() -> None:
+    agents = [f"a{n}" for n in range(50)]
+    ahead = [domain.route(document([]), a, NOON + timedelta(hours=3), NOON, 60).assigned for a in agents]
+    ours = [domain.route(document([]), a, NOON, NOON, 60).assigned for a in agents]
+    assert ahead == ours
+    there = [domain.route(document([]), a, NOON + timedelta(seconds=240), NOON, 60).assigned for a in agents]
+    assert there != ours
+
+
+def test_a_quarantined_version_is_not_asked_and_the_best_always_is() -> None:
+    for n in range(20):
+        chosen = domain.route(document(["v1", "v2"]), f"a{n}", NOON, NOON, 60)
+        assert chosen.attempts == ("v1",)
+    assert {domain.route(document(["v2"]), f"a{n}", NOON, NOON, 60).assigned for n in range(20)} == {"v1", "v2"}
+
+
+def test_which_answers_are_the_target_s_fault() -> None:
+    assert [s for s in (400, 401, 403, 404, 413, 422, 429, 500, 503) if domain.target_failed(s)] == [
+        401,
+        403,
+        404,
+        500,
+        503,
+    ]
+
+
+def test_sampling_is_written_out() -> None:
+    body = domain.upstream_body(asked(top_p=0.5, stream=True, stream_options={"x": 1}, stop=["."]), "sha")
+    assert (body["temperature"], body["top_p"], body["stop"], body["model"]) == (1.0, 0.5, ["."], "sha")
+    assert body["stream_options"] == {"x": 1, "include_usage": True}
+    assert "stream_options" not in domain.upstream_body(asked(), "sha")
+
+
+def test_what_the_client_asked_for_stays() -> None:
+    reply = {"id": "up", "prompt_token_ids": [1], "choices": [{"index": 0, "token_ids": [2], "logprobs": {}}]}
+    bare = domain.for_client(asked(), reply, "c", "v1")
+    assert bare == {"id": "c", "model": "v1", "choices": [{"index": 0}]}
+    full = domain.for_client(asked(logprobs=True, return_token_ids=True), reply, "c", "v1")
+    assert full == {**reply, "id": "c", "model": "v1"}
+
+
+def test_a_record_says_what_really_answered() -> None:
+    request = asked(max_tokens=5, max_completion_tokens=7, seed=3)
+    run = domain.Run("t", 1, NOON, "action", "c0")
+    reply = {"choices": [{"message": {"content": "x"}, "finish_reason": "stop"}]}
+    answered = domain.Answered("c1", domain.Route("v2", "candidate", ("v2", "v1")), "v1", reply, 3.5, incomplete=True)
+    event = domain.recorded(request, run, answered, Prompt([], "c0"), NOON)
+    assert event.call.model_extra == {"assigned_version": "v2", "fallback": True, "incomplete": True}
+    assert (event.call.model_version, event.call.base_call_id) == ("v1", "c0")
+    assert (event.call.max_tokens, event.call.seed, event.call.latency_ms) == (7, 3, 3.5)
+
+
+def test_a_prompt_is_told_by_what_it_adds_only_to_the_same_beginning() -> None:
+    known = Prefixes(size=1)
+    reply = {"role": "assistant", "content": "yo", "tool_calls": None}
+    known.remember("a", "t", "c", [*MESSAGES, reply])
+    more = [*MESSAGES, {"content": "yo", "role": "assistant"}, {"role": "user", "content": "?"}]
+    assert known.prompt("a", "t", "c", more) == Prompt(more[2:], "c")
+    assert known.prompt("a", "t", None, more) == Prompt(more)
+    assert known.prompt("a", "other", "c", more) == Prompt(more)
+    changed = [{"role": "user", "content": "hi!"}, *more[1:]]
+    assert known.prompt("a", "t", "c", changed) == Prompt(changed)
+    known.remember("a", "t", "d", MESSAGES)
+    assert known.prompt("a", "t", "c", more) == Prompt(more)
+
+
+def test_chunks_come_together() -> None:
+    assembly = Assembly()
+    assert not assembly.started
+    deltas: list[dict[str, Any]] = [
+        {"role": "assistant", "content": "I "},
+        {"content": "sell", "reasoning_content": "hm"},
+        {"tool_calls": [{"index": 1, "id": "b", "function": {"name": "g", "arguments": ""}}]},
+        {"tool_calls": [{"index": 0, "id": "a", "type": "function", "function": {"name": "f", "arguments": '{"n"'}}]},
+        {"tool_calls": [{"index": 0, "function": {"arguments": ": 1}"}}], "annotations": [1], "refusal": None},
+    ]
+    for delta in deltas:
+        assembly.add({"choices": [{"index": 0, "delta": delta}], "created": 5})
+    assert assembly.reply()["choices"][0]["finish_reason"] == "length"
+    assembly.add({"choices": [{"index": 0, "delta": {}, "finish_reason": "tool_calls"}], "prompt_token_ids": [1]})
+    assembly.add({"choices": [], "usage": {"total_tokens": 9}})
+    reply = assembly.reply()
+    assert (reply["created"], reply["usage"], reply["prompt_token_ids"]) == (5, {"total_tokens": 9}, [1])
+    [choice] = reply["choices"]
+    assert choice["finish_reason"] == "tool_calls"
+    assert choice["message"] == {
+        "role": "assistant",
+        "content": "I sell",
+        "reasoning_content": "hm",
+        "annotations": [1],
+        "tool_calls": [
+            {"type": "function", "id": "a", "function": {"name": "f", "arguments": '{"n": 1}'}},
+            {"type": "function", "id": "b", "function": {"name": "g", "arguments": ""}},
+        ],
+    }

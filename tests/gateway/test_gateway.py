@@ -1,0 +1,385 @@
+"""The whole gateway over real HTTP, with the OpenAI client, a real broker and a stand-in model's server."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import json
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from ratchet_sdk.events import LlmCallMade, step_events
+
+from services.cli.embedded import NatsServer
+from services.gateway.handlers import application
+from services.gateway.health import Health
+from services.gateway.recording import Records
+from services.gateway.routes import RouteTable
+from services.gateway.service import Gateway
+from services.gateway.upstream import HttpTargets
+from shared import subjects
+from shared.bus import Bus
+from shared.credentials import agent_key
+from shared.events import GatewayHealth
+from shared.routing import Arm, Plan, RouteDocument, Target, assigned
+from shared.service import Periodic
+from shared.windows import window_at
+from tests.gateway.standin import StandIn, listening
+
+SECRET = "a secret of the test"
+WINDOW_S = 60
+NOON = datetime(2026, 11, 20, 12, tzinfo=UTC)
+
+
+def target(base_url: str, version: str) -> Target:
+    return Target(base_url=f"{base_url}/v1", model=f"sha-{version}", artifact_sha256=f"sha-{version}")
+
+
+def document(base_url: str, arms: dict[str, float], *, revision: int = 1, quarantined: list[str] = []) -> RouteDocument:  # noqa: B006  # read only
+    best, *others = arms
+    plan = Plan(
+        effective_from=NOON,
+        arms=[Arm(version=v, share=s, role="best" if v == best else "candidate") for v, s in arms.items()],
+    )
+    targets = {version: target(base_url, version) for version in (best, *others)}
+    return RouteDocument(
+        policy="default", revision=revision, salt="s", plans=[plan], targets=targets, quarantined=quarantined
+    )
+
+
+@dataclass
+class House:
+    bus: Bus
+    upstream: StandIn
+    upstream_url: str
+    url: str
+    routes: RouteTable
+    records: Records
+    health: Health
+    clients: list[openai.AsyncOpenAI] = field(default_factory=list)
+
+    def client(self, agent_id: str = "a1", api_key: str | None = None) -> openai.AsyncOpenAI:
+        key = api_key or agent_key(SECRET, agent_id)
+        made = openai.AsyncOpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0)
+        self.clients.append(made)
+        return made
+
+    async def route(self, made: RouteDocument) -> None:
+        bucket = await self.bus.js.key_value(subjects.ROUTES_BUCKET)
+        await bucket.put(made.policy, made.model_dump_json().encode())
+        while self.routes.get(made.policy) != made:
+            await asyncio.sleep(0.005)
+
+    async def events(self) -> list[tuple[str, LlmCallMade, bytes]]:
+        """What lies on ``steps.>``: the message id, the event, and the bytes as they were sent."""
+        found = []
+        for sequence in range(1, (await self.bus.js.stream_info("STEPS")).state.last_seq + 1):
+            message = await self.bus.js.get_msg("STEPS", sequence)
+            headers, data = message.headers or {}, message.data or b""
+            if headers.get("Content-Encoding") == "gzip":
+                data = gzip.decompress(data)
+            event = step_events.validate_json(data)
+            assert isinstance(event, LlmCallMade)
+            found.append((f"{message.subject} {headers['Nats-Msg-Id']}", event, data))
+        return found
+
+
+@pytest.fixture
+async def house(bus: Bus) -> AsyncIterator[House]:
+    upstream = StandIn()
+    routes, health = RouteTable(bus, check_s=0.2), Health(bus)
+    records = Records(bus, wait_s=0.5, backlog=100)
+    targets = HttpTargets(timeout_s=0.5, connect_timeout_s=0.5, connections=20)
+    gateway = Gateway(routes, targets, records, health, window_s=WINDOW_S)
+    app = application(gateway, secret=SECRET, body_limit_bytes=200_000)
+    following = asyncio.create_task(Periodic("routes", 0.1, routes.follow).loop())
+    async with listening(upstream.app) as upstream_url, listening(app) as url:
+        opened = House(bus, upstream, upstream_url, url, routes, records, health)
+        yield opened
+        await asyncio.gather(*(client.close() for client in opened.clients))
+    following.cancel()
+    await asyncio.gather(following, return_exceptions=True)
+    await targets.close()
+
+
+def headers(**more: str) -> dict[str, str]:
+    given = {"X-Ratchet-Trajectory": "t1", "X-Ratchet-Step": "3", "X-Ratchet-Started-At": NOON.isoformat()}
+    return given | {f"X-Ratchet-{name.replace('_', '-')}": value for name, value in more.items()}
+
+
+MESSAGES: Any = [{"role": "system", "content": "trade"}, {"role": "user", "content": "buy or sell?"}]
+
+
+async def test_a_call_is_answered_routed_and_recorded(house: House) -> None:
+    await house.route(document(house.upstream_url, {"v1": 0.5, "v2": 0.5}))
+    raw = await house.client().chat.completions.with_raw_response.create(
+        model="default",
+        messages=MESSAGES,
+        temperature=0.7,
+        max_tokens=8,
+        tools=[{"type": "function", "function": {"name": "sell", "parameters": {}}}],
+        extra_headers=headers(Purpose="reasoning"),
+    )
+    reply = raw.parse()
+    version = assigned(house.routes.get("default"), "a1", NOON)  # type: ignore[arg-type]  # it was just put there
+
+    assert reply.choices[0].message.content == f"hello from sha-{version}"
+    assert (reply.model, reply.system_fingerprint) == (version, f"sha-{version}")
+    assert raw.headers["x-ratchet-model-version"] == version
+    assert raw.headers["x-ratchet-call-id"] == reply.id
+    assert reply.choices[0].logprobs is None
+    assert not {"prompt_token_ids", "token_ids"} & (
+        set(reply.model_extra or {}) | set(reply.choices[0].model_extra or {})
+    )
+    [asked] = house.upstream.asked
+    assert (asked["model"], asked["temperature"], asked["top_p"]) == (f"sha-{version}", 0.7, 1.0)
+    assert asked["logprobs"] is asked["return_token_ids"] is True
+    assert asked["tools"][0]["function"]["name"] == "sell"
+
+    [(where, event, sent)] = await house.events()
+    assert where == f"steps.a1 a1:{event.event_id}"
+    assert (event.policy, event.trajectory_id, event.step, event.started_at) == ("default", "t1", 3, NOON)
+    call = event.call
+    assert (call.call_id, call.purpose, call.model, call.model_version) == (reply.id, "reasoning", "default", version)
+    assert call.messages == MESSAGES
+    assert call.prompt_token_ids == [9, 8]
+    assert call.response is not None
+    assert call.response["token_ids"] == [1, 2, 3]
+    assert [token["logprob"] for token in call.response["logprobs"]["content"]] == [-0.5] * 3
+    assert call.response["message"]["content"] == reply.choices[0].message.content
+    assert (call.temperature, call.top_p, call.max_tokens) == (0.7, 1.0, 8)
+    assert call.usage == {"prompt_tokens": 2, "completion_tokens": 3, "total_tokens": 5}
+    assert call.latency_ms is not None
+    assert b"assigned_version" not in sent
+
+
+async def test_a_run_keeps_its_version_and_windows_draw_afresh(house: House) -> None:
+    made = document(house.upstream_url, {"v1": 0.5, "v2": 0.5})
+    await house.route(made)
+    for minutes in range(8):
+        started = NOON + timedelta(minutes=minutes, seconds=59)
+        extra = {"X-Ratchet-Trajectory": f"t{minutes}", "X-Ratchet-Started-At": started.isoformat()}
+        versions = {
+            (
+                await house.client().chat.completions.create(model="default", messages=MESSAGES, extra_headers=extra)
+            ).model
+            for _ in range(2)
+        }
+        assert versions == {assigned(made, "a1", window_at(started, WINDOW_S).starts_at)}
+    assert {event.call.model_version for _, event, _ in await house.events()} == {"v1", "v2"}
+
+
+async def test_without_a_trajectory_nothing_is_recorded(house: House) -> None:
+    await house.route(document(house.upstream_url, {"v1": 1.0}))
+    reply = await house.client().chat.completions.create(model="default", messages=MESSAGES, logprobs=True)
+    assert reply.choices[0].logprobs is not None
+    assert await house.events() == []
+
+
+async def test_the_best_version_stands_in_and_the_record_says_so(house: House) -> None:
+    hows = ["500", "404", "hang", "garbage", "empty", "quarantined", "no target"]
+    for revision, how in enumerate(hows, start=1):
+        barred = ["v2"] if how == "quarantined" else []
+        made = document(house.upstream_url, {"v1": 0.0, "v2": 1.0}, revision=revision, quarantined=barred)
+        if how == "no target":
+            del made.targets["v2"]
+        await house.route(made)
+        house.upstream.broken["sha-v2"] = how
+        house.upstream.asked.clear()
+        reply = await house.client().chat.completions.create(
+            model="default", messages=MESSAGES, extra_headers=headers()
+        )
+        assert (reply.model, reply.choices[0].message.content) == ("v1", "hello from sha-v1"), how
+        tried = "sha-v2" in [asked["model"] for asked in house.upstream.asked]
+        assert tried == (how not in ("quarantined", "no target")), how
+    events = await house.events()
+    assert {event.call.model_version for _, event, _ in events} == {"v1"}
+    assert [event.call.model_extra for _, event, _ in events] == [{"assigned_version": "v2", "fallback": True}] * 7
+
+
+async def test_where_nothing_answers_the_client_hears_502_and_operators_of_both(house: House) -> None:
+    heard = await house.bus.nc.subscribe(subjects.GATEWAY_HEALTH)
+    made = document(house.upstream_url, {"v1": 0.0, "v2": 1.0})
+    dead = Target(base_url="http://127.0.0.1:1/v1", model="x", artifact_sha256="x")
+    await house.route(made.model_copy(update={"targets": {"v1": dead, "v2": dead}}))
+    with pytest.raises(openai.InternalServerError) as failure:
+        await house.client().chat.completions.create(model="default", messages=MESSAGES, extra_headers=headers())
+    assert failure.value.status_code == 502
+    assert failure.value.code == "upstream_failed"
+
+    await house.route(document(house.upstream_url, {"v1": 0.0, "v2": 1.0}, revision=2))
+    house.upstream.broken["sha-v2"] = "500"
+    await house.client().chat.completions.create(model="default", messages=MESSAGES)
+    await house.health.report()
+    reports = [GatewayHealth.model_validate_json((await heard.next_msg(timeout=5)).data) for _ in range(2)]
+    assert [(r.version, r.requests, r.failures, r.fallbacks) for r in reports] == [("v1", 1, 1, 0), ("v2", 2, 1, 1)]
+    assert await house.events() == []
+
+
+async def test_the_request_s_own_faults_come_back_as_they_are(house: House) -> None:
+    await house.route(document(house.upstream_url, {"v1": 0.0, "v2": 1.0}))
+    house.upstream.broken["sha-v2"] = "429"
+    with pytest.raises(openai.RateLimitError) as failure:
+        await house.client().chat.completions.create(model="default", messages=MESSAGES)
+    assert failure.value.response.headers["retry-after"] == "7"
+    assert len(house.upstream.asked) == 1
+
+
+async def test_a_stream_passes_through_and_is_recorded_whole(house: House) -> None:
+    await house.route(document(house.upstream_url, {"v1": 1.0}))
+    stream = await house.client().chat.completions.create(
+        model="default", messages=MESSAGES, stream=True, extra_headers=headers()
+    )
+    chunks = [chunk async for chunk in stream]
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == "hello from sha-v1"
+    assert {chunk.model for chunk in chunks} == {"v1"}
+    assert all(not set(chunk.choices[0].model_extra or {}) and chunk.choices[0].logprobs is None for chunk in chunks)
+    [(_, event, _)] = await house.events()
+    assert {chunk.id for chunk in chunks} == {event.call.call_id}
+    assert event.call.prompt_token_ids == [9, 8]
+    assert event.call.response == {
+        "index": 0,
+        "message": {"role": "assistant", "content": "hello from sha-v1"},
+        "finish_reason": "stop",
+        "logprobs": {
+            "content": [{"token": "t", "logprob": -0.5, "bytes": None, "top_logprobs": []}] * 3,
+            "refusal": None,
+        },
+        "token_ids": [1, 2, 3],
+    }
+    assert event.call.usage is not None
+    assert event.call.model_extra == {}
+
+
+async def test_a_stream_that_cannot_begin_falls_back(house: House) -> None:
+    await house.route(document(house.upstream_url, {"v1": 0.0, "v2": 1.0}))
+    house.upstream.broken["sha-v2"] = "500"
+    stream = await house.client().chat.completions.create(
+        model="default", messages=MESSAGES, stream=True, stream_options={"include_usage": True}, extra_headers=headers()
+    )
+    chunks = [chunk async for chunk in stream]
+    assert chunks[-1].usage is not None
+    assert {chunk.model for chunk in chunks} == {"v1"}
+
+
+@pytest.mark.parametrize("how", ["cut", "left"])
+async def test_a_stream_that_does_not_end_is_recorded_as_far_as_it_came(house: House, how: str) -> None:
+    await house.route(document(house.upstream_url, {"v1": 1.0}))
+    house.upstream.broken["sha-v1"] = "cut" if how == "cut" else "slow"
+    stream = await house.client().chat.completions.create(
+        model="default", messages=MESSAGES, stream=True, extra_headers=headers()
+    )
+    if how == "cut":
+        with pytest.raises(openai.APIError, match="broke off"):
+            [chunk async for chunk in stream]
+    else:
+        await anext(aiter(stream))
+        await stream.close()
+    while not (events := await house.events()):
+        await asyncio.sleep(0.02)
+    [(_, event, _)] = events
+    assert event.call.model_extra == {"incomplete": True}
+    assert event.call.response is not None
+    assert event.call.response["finish_reason"] == "length"
+    assert event.call.response["token_ids"] == ([1, 2] if how == "cut" else [1])
+
+
+async def test_wrong_requests_are_told_what_is_wrong(house: House) -> None:
+    await house.route(document(house.upstream_url, {"v1": 1.0}))
+    client = house.client()
+    for key in ("rk-a1.0000", "sk-x", agent_key("another secret", "a1"), agent_key(SECRET, "a.b")):
+        with pytest.raises(openai.AuthenticationError):
+            await house.client(api_key=key).chat.completions.create(model="default", messages=MESSAGES)
+    with pytest.raises(openai.AuthenticationError):
+        await house.client(api_key="x").models.list()
+    with pytest.raises(openai.NotFoundError, match="no policy other"):
+        await client.chat.completions.create(model="other", messages=MESSAGES)
+    with pytest.raises(openai.BadRequestError, match="X-Ratchet-Step"):
+        await client.chat.completions.create(model="default", messages=MESSAGES, extra_headers=headers(Step="-1"))
+    with pytest.raises(openai.APIStatusError) as failure:
+        await client.chat.completions.create(model="default", messages=[{"role": "user", "content": "x" * 300_000}])
+    assert failure.value.status_code == 413
+    async with httpx.AsyncClient(headers={"authorization": f"Bearer {agent_key(SECRET, 'a1')}"}) as plain:
+        for content in (b"{", b"[]", b'{"model": "default", "messages": [NaN]}'):
+            answer = await plain.post(f"{house.url}/v1/chat/completions", content=content)
+            assert answer.status_code == 400
+            assert answer.json()["error"]["code"] == "invalid_request"
+    assert [model.id async for model in client.models.list()] == ["default"]
+    assert house.upstream.asked == []
+
+
+async def test_a_conversation_is_recorded_by_what_each_call_added(house: House) -> None:
+    await house.route(document(house.upstream_url, {"v1": 1.0}))
+    client = house.client()
+    first = await client.chat.completions.create(model="default", messages=MESSAGES, extra_headers=headers())
+    more = [*MESSAGES, first.choices[0].message.model_dump(), {"role": "user", "content": "sure?"}]
+    extra = headers(Base_Call_Id=first.id)
+    await client.chat.completions.create(model="default", messages=more, extra_headers=extra)
+    await client.chat.completions.create(model="default", messages=more[1:], extra_headers=extra)
+    _, (_, second, _), (_, third, _) = await house.events()
+    assert second.call.base_call_id == first.id
+    assert second.call.messages == [{"role": "user", "content": "sure?"}]
+    assert third.call.base_call_id is None
+    assert third.call.messages == more[1:]
+
+
+async def test_large_events_travel_gzipped(house: House) -> None:
+    await house.route(document(house.upstream_url, {"v1": 1.0}))
+    messages: Any = [{"role": "user", "content": "x" * 100_000}]
+    await house.client().chat.completions.create(model="default", messages=messages, extra_headers=headers())
+    message = await house.bus.js.get_msg("STEPS", 1)
+    assert (message.headers or {})["Content-Encoding"] == "gzip"
+    [(_, event, sent)] = await house.events()
+    assert event.call.messages == messages
+    assert json.loads(sent)["kind"] == "llm_call"
+
+
+async def test_while_the_broker_is_away_calls_are_answered_and_recorded_later(
+    house: House, nats_server: NatsServer, tmp_path: Path
+) -> None:
+    await house.route(document(house.upstream_url, {"v1": 1.0}))
+    client = house.client()
+    nats_server.stop()
+    while house.bus.nc.is_connected:
+        await asyncio.sleep(0.01)
+    reply = await client.chat.completions.create(model="default", messages=MESSAGES, extra_headers=headers())
+    nats_server.start()
+    await asyncio.wait_for(house.records.flush(), 20)
+    while not house.bus.nc.is_connected:
+        await asyncio.sleep(0.05)
+    await house.records.flush()
+    assert [event.call.call_id for _, event, _ in await house.events()] == [reply.id]
+
+
+async def test_routes_are_read_again_after_the_broker_lost_the_watch(house: House, nats_server: NatsServer) -> None:
+    await house.route(document(house.upstream_url, {"v1": 1.0}))
+    nats_server.stop()
+    while house.bus.nc.is_connected:
+        await asyncio.sleep(0.01)
+    nats_server.start()
+    while not house.bus.nc.is_connected:
+        await asyncio.sleep(0.05)
+    changed = document(house.upstream_url, {"v2": 1.0}, revision=2)
+    bucket = await house.bus.js.key_value(subjects.ROUTES_BUCKET)
+    await bucket.put("default", changed.model_dump_json().encode())
+    while house.routes.get("default") != changed:
+        await asyncio.sleep(0.02)
+    assert await house.routes.ready() is None
+
+
+async def test_a_document_that_is_none_leaves_the_one_before(house: House) -> None:
+    made = document(house.upstream_url, {"v1": 1.0})
+    await house.route(made)
+    bucket = await house.bus.js.key_value(subjects.ROUTES_BUCKET)
+    await bucket.put("default", b'{"policy": "default"}')
+    await house.route(made.model_copy(update={"policy": "other"}))
+    assert house.routes.get("default") == made
+    await bucket.delete("other")
+    while house.routes.policies() != ["default"]:
+        await asyncio.sleep(0.005)
