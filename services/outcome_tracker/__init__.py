@@ -1,0 +1,1 @@
+"""Stores what the world says, and settles each closed window with it."""

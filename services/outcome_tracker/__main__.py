@@ -1,0 +1,3 @@
+from services.outcome_tracker.app import run
+
+run()

@@ -1,0 +1,59 @@
+"""``python -m services.outcome_tracker`` as its operator meets it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+
+import httpx
+import pytest
+
+from services.cli.embedded import NatsServer, free_port
+from shared.bus import Bus
+
+
+def start(**settings: str) -> subprocess.Popen[str]:
+    environment = {**os.environ, **{f"RATCHET_{name.upper()}": value for name, value in settings.items()}}
+    return subprocess.Popen(
+        [sys.executable, "-m", "services.outcome_tracker"], env=environment, stderr=subprocess.PIPE, text=True
+    )
+
+
+async def ready(client: httpx.AsyncClient) -> bool:
+    try:
+        return (await client.get("/ready")).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+@pytest.mark.e2e
+async def test_it_becomes_ready_and_ends_when_told(bus: Bus, nats_server: NatsServer, database_url: str) -> None:
+    port = free_port()
+    process = start(nats_url=nats_server.url, database_url=database_url, http_port=str(port))
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client, asyncio.timeout(30):
+        while not await ready(client):
+            assert process.poll() is None, process.communicate()
+            await asyncio.sleep(0.05)
+        assert "ratchet_settlements_total" in (await client.get("/metrics")).text
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=20)
+    assert process.returncode in (0, -signal.SIGTERM)
+
+
+@pytest.mark.parametrize(
+    ("settings", "code", "words"),
+    [
+        ({"settle_min_s": "soon"}, 2, "RATCHET_SETTLE_MIN_S"),
+        ({"settle_min_s": "60", "settle_max_s": "30"}, 2, "settle_max_s (30) must be settle_min_s (60) or more"),
+        ({"database_url": "postgresql://nobody@127.0.0.1:1/none"}, 75, "RATCHET_DATABASE_URL"),
+    ],
+)
+def test_a_wrong_start_is_one_line(settings: dict[str, str], code: int, words: str) -> None:
+    process = start(**settings)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == code
+    assert words in errors
+    assert len(errors.splitlines()) == 1
