@@ -6,11 +6,14 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import asyncpg
 
 from shared.errors import ConfigurationError, RetryLaterError
+
+if TYPE_CHECKING:
+    from alembic.config import Config
 
 # What a lost or busy server raises: the same statement may succeed later. Everything else is a bad value or a bug.
 UNAVAILABLE = (
@@ -76,16 +79,28 @@ async def pool(
         await opened.close()
 
 
+def _migrations() -> Config:
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
+    return config
+
+
+def newest_migration() -> str:
+    """The id of the newest migration that this version brings."""
+    from alembic.script import ScriptDirectory
+
+    return ScriptDirectory.from_config(_migrations()).get_current_head() or ""
+
+
 def migrate(url: str) -> str:
     """Bring the schema to the newest migration and return its id. Safe to run from several processes at once."""
     from alembic import command
-    from alembic.config import Config
-    from alembic.script import ScriptDirectory
 
     if not url.startswith(("postgresql://", "postgres://")):
         raise ConfigurationError(f"RATCHET_DATABASE_URL must start with postgresql://, got {url.split(':')[0]}:")
-    config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
+    config = _migrations()
     config.attributes["url"] = url
     command.upgrade(config, "head")
-    return ScriptDirectory.from_config(config).get_current_head() or ""
+    return newest_migration()

@@ -13,7 +13,7 @@ from typing import Any
 
 import typer
 
-from services.cli import launch
+from services.cli import change, doctor, launch, observe, transfer
 from shared.errors import RatchetError, RetryLaterError
 
 WRONG_INPUT, BUG, TRY_LATER, INTERRUPTED = 2, 70, 75, 130
@@ -27,11 +27,32 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+base = typer.Typer(
+    help="Make or bring the model that a policy starts from.", no_args_is_help=True, rich_markup_mode=None
+)
+agents = typer.Typer(help="The agents that were seen; their gateway keys.", rich_markup_mode=None)
 
 app.command()(launch.up)
 app.command()(launch.demo)
 app.command()(launch.run)
 app.command()(launch.migrate)
+app.command()(observe.status)
+app.command()(observe.windows)
+app.command()(observe.trajectory)
+app.command()(observe.models)
+app.add_typer(agents, name="agents")
+agents.callback(invoke_without_command=True)(observe.agents)
+agents.command("key")(observe.agents_key)
+app.command("import")(transfer.import_)
+app.command()(transfer.export)
+app.command()(transfer.simulate)
+app.add_typer(base, name="base")
+base.command("create")(change.base_create)
+base.command("register")(change.base_register)
+app.command()(change.train)
+app.command()(change.deploy)
+app.command()(change.rollback)
+app.command()(doctor.doctor)
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING, Annotated, Any
@@ -39,9 +39,9 @@ def plain(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} has no JSON form here")
 
 
-def print_json(value: Any) -> None:
+def print_json(value: Any, *, err: bool = False) -> None:
     """One indented document; text of agents stays escaped, so that a terminal shows no control codes."""
-    sys.stdout.write(json.dumps(value, default=plain, indent=2, allow_nan=False) + "\n")
+    (sys.stderr if err else sys.stdout).write(json.dumps(value, default=plain, indent=2, allow_nan=False) + "\n")
 
 
 def console(*, err: bool = False) -> Console:
@@ -93,3 +93,9 @@ def progress() -> Progress:
         TimeElapsedColumn(),
         console=console(err=True),
     )
+
+
+def task(bar: Progress, words: str, total: int) -> Callable[[int], None]:
+    """A line of the progress bar; call it with how much further it came."""
+    made = bar.add_task(words, total=total)
+    return lambda n: bar.advance(made, n)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from shared.errors import ConfigurationError, RetryLaterError
 
 if TYPE_CHECKING:
+    from services.cli.settings import CliSettings
     from shared.bus import Bus
     from shared.database import Pool
     from shared.settings import Settings
@@ -20,10 +21,11 @@ T = TypeVar("T")
 CONNECT_TIMEOUT_S = 5.0
 
 
-def settings() -> Settings:
-    from shared.settings import Settings, load
+def settings() -> CliSettings:
+    from services.cli.settings import CliSettings
+    from shared.settings import load
 
-    return load(Settings)
+    return load(CliSettings)
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
@@ -89,3 +91,16 @@ def without_password(url: str) -> str:
     """The URL without its user and password, for messages."""
     scheme, separator, rest = url.partition("://")
     return f"{scheme}{separator}{rest.rpartition('@')[2]}"
+
+
+async def unhealthy(url: str) -> str | None:
+    """None if a service answers at ``/health``, or why not."""
+    import httpx
+
+    parts = httpx.URL(url)
+    try:
+        async with httpx.AsyncClient(timeout=3, trust_env=False) as client:
+            answer = await client.get(parts.copy_with(path="/health", query=None))
+    except httpx.HTTPError as error:
+        return f"{url} did not answer: {error or type(error).__name__}"
+    return None if answer.status_code == 200 else f"{url} answered {answer.status_code}"

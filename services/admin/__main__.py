@@ -1,0 +1,3 @@
+from services.admin.app import run
+
+run()

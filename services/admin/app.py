@@ -1,0 +1,53 @@
+"""Composition root: a reading pool, the bus to ask on, one ASGI application."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+
+from services.admin.handlers import application
+from services.admin.settings import AdminSettings
+from services.admin.store import Store
+from shared import database
+from shared.bus import Bus
+from shared.errors import ConfigurationError, RetryLaterError
+from shared.service import serve
+from shared.settings import load
+from shared.telemetry import configure_logging
+
+NAME = "admin"
+SHORTEST_TOKEN = 16
+
+
+def token_of(settings: AdminSettings) -> str:
+    """The token that opens the page. Raises ConfigurationError: nothing is shown without one."""
+    token = settings.admin_token.get_secret_value() if settings.admin_token else ""
+    if len(token) < SHORTEST_TOKEN:
+        raise ConfigurationError(
+            f"RATCHET_ADMIN_TOKEN must have {SHORTEST_TOKEN} characters or more, got {len(token)}; "
+            "make one with `openssl rand -hex 24`"
+        )
+    return token
+
+
+async def main() -> None:
+    settings = load(AdminSettings)
+    configure_logging(NAME, settings.log_level)
+    token = token_of(settings)
+    url = settings.database_url.get_secret_value()
+    async with database.pool(
+        url, pool_size=settings.database_pool, application=f"ratchet-{NAME}", read_only=True
+    ) as pool:
+        bus = Bus(settings.nats_url, name=NAME)
+        await serve(NAME, settings, bus, pool=pool, http=application(Store(pool), bus, token))
+
+
+def run() -> None:
+    try:
+        asyncio.run(main())
+    except ConfigurationError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
+    except RetryLaterError as error:
+        print(error, file=sys.stderr)
+        sys.exit(75)

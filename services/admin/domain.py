@@ -1,0 +1,135 @@
+"""What the overview says, from what was read: pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any
+
+from shared.routing import RouteDocument, plan_at
+
+
+@dataclass(frozen=True)
+class Lag:
+    """One durable consumer. ``waiting``: somebody asks it for messages now."""
+
+    consumer: str
+    stream: str
+    pending: int
+    unacknowledged: int
+    redelivered: int
+    waiting: int
+    fault: str | None = None
+
+
+def verdict(lag: Lag) -> str:
+    """``missing`` has no consumer, ``idle`` has work and nobody who asks for it, ``busy`` is behind, else ``ok``."""
+    if lag.fault is not None:
+        return "missing"
+    if lag.pending > 0 and lag.waiting == 0 and lag.unacknowledged == 0:
+        return "idle"
+    return "busy" if lag.pending + lag.unacknowledged > 1000 else "ok"
+
+
+def shares(document: RouteDocument, now: datetime) -> dict[str, float]:
+    """Each version's share of the runs that start in a window beginning now; zero where it is quarantined.
+
+    A quarantined version's share is answered by ``document.best()``.
+    """
+    found: dict[str, float] = {}
+    for arm in plan_at(document, now).arms:
+        version = document.best() if arm.version in document.quarantined else arm.version
+        found[version] = found.get(version, 0.0) + arm.share
+    return found
+
+
+def service_of(consumer: str) -> str:
+    """The service that a durable consumer belongs to: the longest service name that it starts with."""
+    known = ("recorder", "outcome_tracker", "scorer", "trainer", "deployer")
+    return next((name for name in known if consumer == name or consumer.startswith(f"{name}_")), consumer)
+
+
+def phase(window: Mapping[str, Any]) -> str:
+    """How far a window is: open, closed, settled (its outcomes are in), judged (no group of it waits)."""
+    if window["state"] == "open":
+        return "open"
+    if window["settlement"] != "settled":
+        return "closed"
+    return "judged" if window["groups"] and not window["pending"] else "settled"
+
+
+def new_messages(calls: Sequence[Mapping[str, Any]], call: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The part of a call's prompt that the longest earlier call, with its reply, does not hold already."""
+    best = 0
+    for earlier in calls:
+        if earlier is call:
+            break
+        before = [*earlier["messages"], *([earlier["reply"]] if earlier["reply"] else [])]
+        if len(before) > best and call["messages"][: len(before)] == before:
+            best = len(before)
+    return list(call["messages"][best:])
+
+
+def tool_calls(message: Mapping[str, Any]) -> list[str]:
+    """The tools that a message calls, a line each, whatever shape an agent gave them."""
+    calls = message.get("tool_calls")
+    lines = []
+    for call in calls if isinstance(calls, list) else []:
+        function = call.get("function") if isinstance(call, Mapping) else None
+        whole = isinstance(function, Mapping) and "name" in function
+        lines.append(f"{function['name']} {function.get('arguments', '')}" if whole else str(call))
+    return lines
+
+
+@dataclass(frozen=True)
+class Series:
+    """A version's mean reward by window, as points of the picture; ``slot`` picks its colour."""
+
+    version: str
+    slot: int
+    points: tuple[tuple[float, float], ...]
+
+
+@dataclass(frozen=True)
+class Chart:
+    width: float
+    height: float
+    low: float
+    high: float
+    series: tuple[Series, ...]
+
+    @property
+    def zero(self) -> float | None:
+        """Where a reward of zero lies, if it lies in the picture."""
+        return self.y(0.0) if self.low < 0 < self.high else None
+
+    def y(self, value: float) -> float:
+        return round(self.height * (1 - (value - self.low) / (self.high - self.low)), 1)
+
+
+def chart(rows: Sequence[Mapping[str, Any]], *, width: float = 720, height: float = 120, most: int = 6) -> Chart | None:
+    """Mean counted reward by window for each version; None below two windows. ``rows`` are in order of time.
+
+    Windows are spread evenly. Of more than ``most`` versions the first (the base) and the newest are shown.
+    """
+    windows = list(dict.fromkeys(row["window_id"] for row in rows))
+    versions = list(dict.fromkeys(row["version"] for row in rows))
+    versions.sort(key=lambda v: (len(v), v))
+    if len(windows) < 2:
+        return None
+    if len(versions) > most:
+        versions = [versions[0], *versions[-(most - 1) :]]
+    low, high = min(row["mean"] for row in rows), max(row["mean"] for row in rows)
+    margin = (high - low) * 0.08 or 0.5
+    empty = Chart(width, height, low - margin, high + margin, ())
+    at = {window: round(width * n / (len(windows) - 1), 1) for n, window in enumerate(windows)}
+    series = tuple(
+        Series(
+            version,
+            slot,
+            tuple((at[row["window_id"]], empty.y(row["mean"])) for row in rows if row["version"] == version),
+        )
+        for slot, version in enumerate(versions)
+    )
+    return replace(empty, series=series)

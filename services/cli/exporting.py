@@ -1,0 +1,117 @@
+"""`ratchet export`: what was judged, as JSONL that trainers read.
+
+``groups``: a group a line, each trajectory with ``messages_and_choices`` (a choice where the model spoke, with
+its logprobs and token ids as they came), ``tools`` and ``reward`` (the judge's score), so that
+``art.TrajectoryGroup`` can be built from trajectories. ``openai-chat``: a conversation a line.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from services.cli import store
+from services.cli.output import plain
+from shared.trajectories import Call, Trajectory, load
+
+if TYPE_CHECKING:
+    from shared.database import Pool
+
+AT_ONCE = 50  # groups or runs that are in memory at a time
+
+Message = dict[str, Any]
+
+
+@dataclass
+class History:
+    """A conversation as it grew: every message, and for those that the model said the whole choice."""
+
+    messages: list[Message] = field(default_factory=list)
+    messages_and_choices: list[dict[str, Any]] = field(default_factory=list)
+    tools: list[dict[str, Any]] | None = None
+
+    def extends_to(self, call: Call) -> bool:
+        return call.messages[: len(self.messages)] == self.messages
+
+    def add(self, call: Call) -> None:
+        new = call.messages[len(self.messages) :]
+        self.messages += new
+        self.messages_and_choices += new
+        self.tools = call.call.tools or self.tools
+        if call.reply is not None and call.call.response is not None:
+            self.messages.append(call.reply)
+            self.messages_and_choices.append({"index": 0, "finish_reason": "stop", **call.call.response})
+
+
+def histories(calls: Iterable[Call]) -> list[History]:
+    """Calls as conversations: a call that repeats a conversation and goes on extends it, any other begins one."""
+    found: list[History] = []
+    for call in calls:
+        history = next((h for h in reversed(found) if h.extends_to(call)), None)
+        if history is None:
+            history = History()
+            found.append(history)
+        history.add(call)
+    return found
+
+
+async def groups(pool: Pool, window_id: str | None, policy: str | None, states: Sequence[str]) -> AsyncIterator[str]:
+    """A line for each group; a member whose bodies were forgotten is named in ``forgotten``."""
+    chosen = await store.groups(pool, window_id, policy, states)
+    for start in range(0, len(chosen), AT_ONCE):
+        part = chosen[start : start + AT_ONCE]
+        members = await store.members(pool, [group["group_id"] for group in part])
+        loaded = await load(pool, [(m["agent_id"], m["trajectory_id"]) for m in members])
+        for group in part:
+            own = [m for m in members if m["group_id"] == group["group_id"]]
+            there = [m for m in own if (m["agent_id"], m["trajectory_id"]) in loaded]
+            yield _line(
+                {
+                    **group,
+                    "trajectories": [
+                        _trajectory(m, loaded[m["agent_id"], m["trajectory_id"]], group["judge"]) for m in there
+                    ],
+                    "forgotten": [m["trajectory_id"] for m in own if m not in there],
+                }
+            )
+
+
+def _trajectory(member: dict[str, Any], run: Trajectory, judge: str | None) -> dict[str, Any]:
+    """In the shape of ``art.Trajectory``: the longest conversation first, others beside it."""
+    found = sorted(histories(run.calls), key=lambda h: -len(h.messages)) or [History()]
+    first, *others = [{"messages_and_choices": h.messages_and_choices, "tools": h.tools} for h in found]
+    metrics = {"rank": member["rank"]}
+    if member["reward_of_record"] is not None:
+        metrics["reward_of_record"] = member["reward_of_record"]
+    return {
+        **first,
+        "additional_histories": others,
+        "reward": member["score"],
+        "metrics": metrics,
+        "metadata": {
+            "agent_id": member["agent_id"],
+            "trajectory_id": member["trajectory_id"],
+            "model_version": member["model_version"],
+            "status": member["status"],
+            "judge": judge,
+        },
+        "logs": [member["explanation"]] if member["explanation"] else [],
+    }
+
+
+async def conversations(pool: Pool, window_id: str | None, policy: str | None) -> AsyncIterator[str]:
+    """A line for each conversation of each run; ``messages`` in OpenAI chat format, ``reward`` that of record."""
+    chosen = await store.runs(pool, window_id, policy)
+    for start in range(0, len(chosen), AT_ONCE):
+        part = chosen[start : start + AT_ONCE]
+        loaded = await load(pool, [(row["agent_id"], row["trajectory_id"]) for row in part])
+        for row in part:
+            run = loaded.get((row["agent_id"], row["trajectory_id"]))
+            for history in histories(run.calls) if run else []:
+                yield _line({**row, "messages": history.messages, "tools": history.tools})
+
+
+def _line(value: dict[str, Any]) -> str:
+    return json.dumps(value, default=plain, ensure_ascii=False, allow_nan=False, separators=(",", ":"))

@@ -1,0 +1,263 @@
+"""Commands that show: status, windows, a trajectory, models, agents. None of them changes anything."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from services.cli.output import AsJson, console, print_json, printable, table
+from shared.errors import ConfigurationError, GiveUpError, RatchetError
+
+Limit = Annotated[int, typer.Option("--limit", "-n", min=1, max=10_000, help="How many of the newest.")]
+
+
+def status(as_json: AsJson = False) -> None:
+    """Servers, services, how far behind they are, and the versions that answer now."""
+    from services.cli import session
+
+    found = session.run(_status())
+    if as_json:
+        print_json(found)
+    else:
+        out = console()
+        out.print(
+            table("", ("part", "state", "detail"), [(p["part"], p["state"], p["detail"]) for p in found["parts"]])
+        )
+        if found["consumers"]:
+            columns = ("service", "consumer", "state", "behind", "in work", "redelivered")
+            rows = [
+                (c["service"], c["consumer"], c["verdict"], c["pending"], c["unacknowledged"], c["redelivered"])
+                for c in found["consumers"]
+            ]
+            out.print(table("Consumers", columns, rows, right=columns[3:]))
+        if found["versions"]:
+            live = [(v["policy"], v["version"], v["state"], f"{v['share']:.0%}") for v in found["versions"]]
+            out.print(table("Versions that answer", ("policy", "version", "state", "share"), live, right=("share",)))
+    if any(part["state"] == "away" for part in found["parts"]):
+        raise typer.Exit(1)
+
+
+async def _status() -> dict[str, Any]:
+    from services.admin import service
+    from services.admin.store import Store
+    from services.cli import session
+
+    settings = session.settings()
+    parts: list[dict[str, str]] = []
+    consumers: list[dict[str, Any]] = []
+    versions: list[dict[str, Any]] = []
+
+    def say(part: str, state: str, detail: str) -> None:
+        parts.append({"part": part, "state": state, "detail": detail})
+
+    try:
+        async with session.bus(settings) as bus, session.database(settings) as pool:
+            say("broker", "ok", session.without_password(settings.nats_url))
+            say("database", "ok", session.without_password(settings.database_url.get_secret_value()))
+            consumers = await service.consumers(bus)
+            versions = [row for row in await service.models(Store(pool)) if row["share"] > 0]
+    except RatchetError as error:
+        say("servers", "away", str(error))
+    for part, url in (
+        ("gateway", settings.gateway_url),
+        ("admin", settings.admin_url),
+        ("inference", settings.inference_url),
+    ):
+        if url:
+            fault = await session.unhealthy(url)
+            say(part, "away" if fault else "ok", fault or url)
+    return {"parts": parts, "consumers": consumers, "versions": versions}
+
+
+def windows(
+    policy: Annotated[str | None, typer.Option("--policy", "-p", help="Readiness of this policy alone.")] = None,
+    limit: Limit = 20,
+    as_json: AsJson = False,
+) -> None:
+    """Windows with what is in them; then whether training is ready and what is missing."""
+    from services.cli import session
+
+    found = session.run(_windows(policy, limit))
+    if as_json:
+        print_json(found)
+        return
+    columns = (
+        "window",
+        "state",
+        "agents",
+        "runs",
+        "groups",
+        "scored",
+        "ties",
+        "outcomes",
+        "rewarded",
+        "late",
+        "quality",
+    )
+    rows = [
+        (
+            *(w[k] for k in ("window_id", "phase", "agents", "trajectories", "groups", "scored", "ties")),
+            *(w[k] for k in ("outcomes", "rewarded", "late")),
+            None if w["quality"] is None else f"{w['quality']:.0%}",
+        )
+        for w in found["windows"]
+    ]
+    console().print(table("", columns, rows, right=columns[2:]))
+    for readiness in found["readiness"]:
+        typer.echo(printable(_readiness_line(readiness)))
+
+
+def _readiness_line(readiness: dict[str, Any]) -> str:
+    name = f"policy {readiness['policy']}"
+    if readiness["ready"] is None:
+        return f"{name}: readiness unknown: {readiness['fault']}"
+    have = f"{readiness.get('groups', 0)} groups, {readiness.get('trajectories', 0)} trajectories"
+    if readiness["ready"]:
+        return f"{name}: ready to train on {have}"
+    return f"{name}: not ready ({have}): {'; '.join(readiness.get('missing', [])) or 'no reason given'}"
+
+
+async def _windows(policy: str | None, limit: int) -> dict[str, Any]:
+    from services.admin import service
+    from services.admin.domain import phase
+    from services.admin.store import Store
+    from services.cli import session
+
+    settings = session.settings()
+    async with session.database(settings) as pool:
+        store = Store(pool)
+        rows = await store.windows(limit)
+        policies = [policy] if policy else await store.policies()
+        try:
+            async with session.bus(settings) as bus:
+                readiness = [await service.readiness(bus, name) for name in policies]
+        except RatchetError as error:
+            readiness = [service.unknown_readiness(name, error) for name in policies]
+    return {"windows": [{**row, "phase": phase(row)} for row in rows], "readiness": readiness}
+
+
+def trajectory(
+    trajectory_id: Annotated[str, typer.Argument(metavar="ID")],
+    agent: Annotated[str | None, typer.Option("--agent", "-a", help="Whose run, where several have that id.")] = None,
+    raw: Annotated[bool, typer.Option("--raw", help="The exact bytes of each event, one a line.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """One run as it was stored, what became of it, and the version that it helped to train."""
+    from services.cli import session, show_run
+
+    if raw and as_json:
+        raise ConfigurationError("--raw and --json exclude each other; give one")
+    found = session.run(_trajectory(trajectory_id, agent, raw=raw))
+    if isinstance(found, list):
+        show_run.raw(found)
+    elif as_json:
+        print_json(found)
+    else:
+        show_run.pretty(found)
+
+
+async def _trajectory(trajectory_id: str, agent: str | None, *, raw: bool) -> dict[str, Any] | list[bytes]:
+    from services.admin import runs
+    from services.admin.store import Store
+    from services.cli import session
+
+    async with session.database(session.settings()) as pool:
+        store = Store(pool)
+        owners = [agent] if agent else await store.agents_of_run(trajectory_id)
+        if len(owners) > 1:
+            raise ConfigurationError(
+                f"{len(owners)} agents have a run {trajectory_id}; choose with --agent: {', '.join(owners[:8])}"
+            )
+        document = await runs.document(store, owners[0], trajectory_id) if owners else None
+        if document is None:
+            of = f" of agent {agent}" if agent else ""
+            raise GiveUpError(f"no run {trajectory_id!r}{of} is stored; `ratchet export` lists those that are")
+        if not raw:
+            return document
+        events = await store.run_events(owners[0], trajectory_id)
+        return [body for event in events if (body := runs.content(event)) is not None]
+
+
+def models(
+    policy: Annotated[str | None, typer.Option("--policy", "-p", help="Of this policy alone.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Versions: where each came from, where it stands, and the evidence for it."""
+    from services.cli import session
+
+    rows = session.run(_models(policy))
+    if as_json:
+        print_json(rows)
+        return
+    columns = ("policy", "version", "parent", "method", "state", "share", "runs", "reward", "evidence", "artifact")
+    cells = [
+        (
+            *(row[k] for k in ("policy", "version", "parent", "method")),
+            row["state"] or "registered",
+            f"{row['share']:.0%}",
+            row["runs"] or 0,
+            row["mean_reward"],
+            evidence(row),
+            row["artifact_sha256"][:12],
+        )
+        for row in rows
+    ]
+    console().print(table("", columns, cells, right=("share", "runs", "reward")))
+
+
+def evidence(row: dict[str, Any]) -> str:
+    """Evidence in a line: the mean difference from its control, over how many windows; then the verdict's words."""
+    said = row["reason"] or ""
+    if not row["windows"]:
+        return said or "-"
+    measured = f"{row['difference']:+.3g} against {row['control'] or 'control'} in {row['windows']} windows"
+    return f"{measured}; {said}" if said else measured
+
+
+async def _models(policy: str | None) -> list[dict[str, Any]]:
+    from services.admin import service
+    from services.admin.store import Store
+    from services.cli import session
+
+    async with session.database(session.settings()) as pool:
+        return await service.models(Store(pool), policy)
+
+
+def agents(context: typer.Context, limit: Limit = 1000, as_json: AsJson = False) -> None:
+    """The agents that were seen: since when, how many runs, with which versions."""
+    if context.invoked_subcommand is not None:
+        return
+    from services.cli import session
+
+    rows = session.run(_agents(limit))
+    if as_json:
+        print_json(rows)
+        return
+    columns = ("agent", "first seen", "last seen", "runs", "versions")
+    cells = [(r["agent_id"], r["first_seen"], r["last_seen"], r["runs"], ", ".join(r["versions"])) for r in rows]
+    console().print(table("", columns, cells, right=("runs",)))
+
+
+async def _agents(limit: int) -> list[dict[str, Any]]:
+    from services.admin.store import Store
+    from services.cli import session
+
+    async with session.database(session.settings()) as pool:
+        return await Store(pool).agents(limit)
+
+
+def agents_key(name: Annotated[str, typer.Argument(help="The agent's id.")], as_json: AsJson = False) -> None:
+    """Print the key that an agent shows to the gateway as its OpenAI api_key."""
+    import re
+
+    from services.cli import session
+    from shared.credentials import agent_key
+
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", name):
+        raise ConfigurationError(f"{name[:80]!r} is no agent id; use 1 to 64 letters, digits, _ and -")
+    secret = session.settings().gateway_secret
+    if secret is None:
+        raise ConfigurationError("RATCHET_GATEWAY_SECRET is not set; give it the value that the gateway runs with")
+    key = agent_key(secret.get_secret_value(), name)
+    print_json({"agent_id": name, "key": key}) if as_json else typer.echo(key)

@@ -1,0 +1,151 @@
+"""Commands that carry runs in and out: import, export, simulate."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from services.cli.output import AsJson, Policy, console, print_json, printable, progress, task
+from shared.errors import ConfigurationError
+
+Close = Annotated[bool, typer.Option("--close", help="Then close the window, and wait until it is closed.")]
+
+
+def import_(
+    file: Annotated[Path, typer.Argument(help=".jsonl or .jsonl.gz, a conversation a line.")],
+    form: Annotated[str, typer.Option("--format", help="openai-chat")] = "openai-chat",
+    policy: Policy = "default",
+    close: Close = False,
+    as_json: AsJson = False,
+) -> None:
+    """Publish recorded conversations as step events, as their agents would have; all fall into one window.
+
+    A line: task_id (the scenario), trial (the agent), messages, and, where known, reward and instruction.
+    """
+    from services.cli import session
+
+    if form != "openai-chat":
+        raise ConfigurationError(f"--format {form!r} is not known; openai-chat is")
+    _check_policy(policy)
+    said, bad = session.run(_import(file, policy, close))
+    for line, fault in bad:
+        console(err=True).print(printable(f"{file}: line {line} skipped: {fault}"), markup=False, soft_wrap=True)
+    _say(said, as_json)
+    if bad:
+        raise typer.Exit(1)
+
+
+async def _import(file: Path, policy: str, close: bool) -> tuple[dict[str, Any], list[tuple[int, str]]]:
+    from contextlib import AsyncExitStack
+
+    from services.cli import importing, session
+
+    settings = session.settings()
+    async with AsyncExitStack() as stack:
+        bus = await stack.enter_async_context(session.bus(settings))
+        pool = await stack.enter_async_context(session.database(settings)) if close else None
+        at, window = await importing.moment(settings.window_s)
+        made = importing.plan(file, policy, at)
+        bar = stack.enter_context(progress())
+        await importing.publish(bus, made, task(bar, "publish", made.size))
+        if pool is not None:
+            keys = [(run.agent_id, run.trajectory_id) for run in made.runs]
+            windows = await importing.until_stored(pool, keys, task(bar, "store", len(keys)))
+            await importing.close_windows(bus, pool, windows, task(bar, "close", len(windows)))
+    facts = sum(len(run.facts) for run in made.runs)
+    return {
+        "import_id": str(made.shared.import_id),
+        "window_id": window.window_id,
+        "policy": policy,
+        "runs": len(made.runs),
+        "events": made.size - facts,
+        "outcomes": facts,
+        "skipped_lines": [line for line, _ in made.bad],
+        "closed": close,
+        "trajectories": [run.trajectory_id for run in made.runs],
+    }, made.bad
+
+
+def simulate(
+    agents: Annotated[int, typer.Option("--agents", min=1, max=1000, help="How many agents.")] = 8,
+    minutes: Annotated[float, typer.Option("--minutes", min=0.01, help="How long they act, in their own time.")] = 5.0,
+    rate: Annotated[
+        float, typer.Option("--rate", min=0.01, help="How much faster than the clock their time goes.")
+    ] = 1.0,
+    seed: Annotated[int, typer.Option(help="The same seed, the same runs.")] = 0,
+    policy: Policy = "default",
+    close: Close = False,
+    as_json: AsJson = False,
+) -> None:
+    """Agents that trade, post and comment, with varied luck, through the SDK; each acts once a minute."""
+    from services.cli import session, simulated
+
+    _check_policy(policy)
+    plan = simulated.Plan(agents=agents, minutes=minutes, rate=rate, seed=seed, policy=policy)
+    _say(session.run(simulated.simulate(plan, close=close)), as_json)
+
+
+def export(
+    form: Annotated[str, typer.Option("--format", help="groups (for ART) or openai-chat.")] = "groups",
+    window: Annotated[str | None, typer.Option("--window", "-w", help="Of this window alone.")] = None,
+    policy: Annotated[str | None, typer.Option("--policy", "-p", help="Of this policy alone.")] = None,
+    ties: Annotated[bool, typer.Option("--ties", help="Groups without spread too; they teach nothing.")] = False,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="A file, instead of stdout.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Scored groups or whole conversations as JSONL. --json adds a summary (on stderr beside stdout)."""
+    from services.cli import session
+
+    if form not in ("groups", "openai-chat"):
+        raise ConfigurationError(f"--format {form!r} is not known; choose groups or openai-chat")
+    lines = session.run(_export(form, window, policy, ties, out))
+    if as_json:
+        summary = {"format": form, "lines": lines, "file": None if out is None else str(out)}
+        print_json(summary, err=out is None)
+    elif out is not None:
+        typer.echo(f"{lines} lines in {out}", err=True)
+
+
+async def _export(form: str, window: str | None, policy: str | None, ties: bool, out: Path | None) -> int:
+    import contextlib
+
+    from services.cli import exporting, session, store
+
+    count = 0
+    async with session.database(session.settings()) as pool:
+        if window is not None and not await store.window_exists(pool, window):
+            raise ConfigurationError(f"there is no window {window!r}; `ratchet windows` lists them")
+        states = ("scored", "tie") if ties else ("scored",)
+        found = (
+            exporting.groups(pool, window, policy, states)
+            if form == "groups"
+            else exporting.conversations(pool, window, policy)
+        )
+        try:
+            sink = contextlib.nullcontext(sys.stdout) if out is None else out.open("w", encoding="utf-8")
+        except OSError as error:
+            raise ConfigurationError(f"{out} cannot be written: {error.strerror}; give another --out") from error
+        with sink as file:
+            async for line in found:
+                file.write(line + "\n")
+                count += 1
+    return count
+
+
+def _check_policy(policy: str) -> None:
+    import re
+
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", policy):
+        raise ConfigurationError(f"{policy[:80]!r} is no policy name; use 1 to 64 letters, digits, _ and -")
+
+
+def _say(said: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print_json(said)
+        return
+    for key, value in said.items():
+        if not isinstance(value, list):
+            typer.echo(f"{key.replace('_', ' ')}: {value}")
