@@ -1,0 +1,186 @@
+"""Everything on one machine, below one directory: servers, schema, streams, and the eight services as processes.
+
+``ratchet up`` and the demo both stand on ``installation``. Data, passwords and ports are kept from start to start.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import services
+from services.cli.embedded import NatsServer, PostgresServer
+from services.cli.local_state import kept_ports, kept_settings, only_one, write_env
+from services.cli.supervisor import Program, Server, Stopped, Supervisor
+from shared.errors import RetryLaterError
+
+SERVICES = ("recorder", "outcome_tracker", "scorer", "trainer", "deployer", "gateway", "inference", "admin")
+SERVERS_TIER, SERVICES_TIER, MARKET_TIER = 0, 1, 2
+READY_WITHIN_S = 120.0
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Installation:
+    """What runs below ``directory``; ``environment`` is what each of its processes is started with."""
+
+    directory: Path
+    supervisor: Supervisor
+    environment: dict[str, str]
+    ports: dict[str, int]
+
+    def url(self, service: str) -> str:
+        return f"http://127.0.0.1:{self.ports[service]}"
+
+    def program(self, name: str, *command: str, extra: Mapping[str, str] | None = None, ends: bool = False) -> Program:
+        """A Python module of ours as a child, its log among the others."""
+        return Program(
+            name,
+            [sys.executable, "-m", *command],
+            {**self.environment, **(extra or {})},
+            self.directory / "logs" / f"{name}.log",
+            self.directory,
+            ends=ends,
+        )
+
+
+@contextlib.contextmanager
+def installation(directory: Path, settings: Mapping[str, str], *, say: Say, inherit: bool) -> Iterator[Installation]:
+    """Start everything below ``directory`` and end it again, whatever happens. Yields once every service is ready.
+
+    ``settings`` are ``RATCHET_...`` variables that go before those of the environment; those of the environment count
+    only with ``inherit``. Raises ConfigurationError where another ``up`` runs there, Stopped when the user ends it.
+    """
+    directory = directory.absolute()
+    supervisor = Supervisor(say)
+    with only_one(directory), supervisor.signals():
+        ports = kept_ports(directory, SERVICES)
+        environment = {
+            **{name: value for name, value in os.environ.items() if inherit or not name.startswith("RATCHET_")},
+            **kept_settings(directory, ports),
+            **settings,
+            "PYTHONPATH": _python_path(),
+        }
+        running = Installation(directory, supervisor, environment, ports)
+        try:
+            start_servers(running)
+            prepare(running)
+            start_services(running)
+            write_env(directory / "env", environment)
+            await_ready(running)
+            yield running
+        finally:
+            supervisor.stop()
+
+
+def _python_path() -> str:
+    """Children run in the installation's directory and must find the same code as we do."""
+    root = str(Path(services.__file__).resolve().parents[1])
+    return os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+
+
+def start_servers(running: Installation) -> None:
+    """The embedded broker and database, each unless the environment names a real one."""
+    for name, variable, server in (
+        ("nats", "RATCHET_NATS_URL", NatsServer(running.directory / "nats")),
+        ("postgres", "RATCHET_DATABASE_URL", PostgresServer(running.directory / "postgres")),
+    ):
+        if variable not in running.environment:
+            running.supervisor.start(Server(name, server), SERVERS_TIER)
+            running.environment[variable] = server.url
+            running.supervisor.check()
+
+
+def prepare(running: Installation) -> None:
+    """Schema, streams, consumers and buckets: idempotent, before anything uses them."""
+    from shared import database
+    from shared.bus import Bus, provision
+
+    database.migrate(running.environment["RATCHET_DATABASE_URL"])
+
+    async def declare() -> None:
+        bus = Bus(running.environment["RATCHET_NATS_URL"], name="up")
+        await bus.connect()
+        try:
+            await provision(bus)
+        finally:
+            await bus.close()
+
+    asyncio.run(declare())
+    running.supervisor.check()
+
+
+def start_services(running: Installation) -> None:
+    for name in SERVICES:
+        extra = {"RATCHET_HTTP_PORT": str(running.ports[name])}
+        program = running.program(name, f"services.{name}", extra=extra)
+        running.supervisor.start(program, SERVICES_TIER)
+
+
+def await_ready(running: Installation) -> None:
+    """Until each service says that it can do its work. Raises RetryLaterError naming those that do not."""
+    deadline = time.monotonic() + READY_WITHIN_S
+    waiting = dict.fromkeys(SERVICES, "it did not answer")
+    while waiting:
+        running.supervisor.wait(0.05)
+        for name in list(waiting):
+            fault = not_ready(running.url(name))
+            if fault is None:
+                del waiting[name]
+            else:
+                waiting[name] = fault
+        if waiting and time.monotonic() > deadline:
+            faults = "; ".join(f"{name}: {fault}" for name, fault in waiting.items())
+            raise RetryLaterError(f"not ready after {READY_WITHIN_S:g} s: {faults}. See {running.directory / 'logs'}")
+
+
+def not_ready(url: str) -> str | None:
+    """None, or what ``/ready`` of a service complains about."""
+    try:
+        with urllib.request.urlopen(f"{url}/ready", timeout=5) as answer:  # noqa: S310  # our own http:// address
+            return None if answer.status == 200 else f"answered {answer.status}"
+    except urllib.error.HTTPError as error:
+        with contextlib.suppress(ValueError):
+            return ", ".join(json.loads(error.read()).get("faults", [])) or f"answered {error.code}"
+        return f"answered {error.code}"
+    except OSError as error:
+        return f"did not answer ({error})"
+
+
+def up(
+    directory: Path = Path(".ratchet"),
+    judge: str | None = None,
+    window_s: int | None = None,
+    as_json: bool = False,
+) -> None:
+    """``ratchet up``: run until Ctrl-C or SIGTERM. With ``as_json``, one JSON object a line."""
+
+    def say(text: str) -> None:
+        print(json.dumps({"event": text}) if as_json else text, flush=True)
+
+    settings = {"RATCHET_JUDGE": judge} if judge else {}
+    if window_s is not None:
+        settings["RATCHET_WINDOW_S"] = str(window_s)
+    try:
+        with installation(directory, settings, say=say, inherit=True) as running:
+            env = running.directory / "env"
+            if as_json:
+                print(json.dumps({"event": "ready", "env": str(env), "directory": str(running.directory)}), flush=True)
+            else:
+                say(f"Ratchet is up in {running.directory}. Ctrl-C ends it; the data stays.")
+                say(f"  agents call  {running.environment['RATCHET_GATEWAY_URL']}")
+                say(f"  the page     {running.environment['RATCHET_ADMIN_URL']}")
+                say(f"  settings     {env}  (source it, or run ratchet beside it)")
+            while True:
+                running.supervisor.wait(1.0)
+    except Stopped:
+        say("ended")
