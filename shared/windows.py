@@ -27,9 +27,10 @@ class Window:
     def window_id(self) -> str:
         """``2026-11-20T10:00`` where windows are hourly; any other length stands in the id, ``...~900s``.
 
-        A changed length can therefore never reuse an id. Seconds appear where windows are shorter than a minute.
+        A changed length can therefore never reuse an id. Seconds appear where windows are not whole minutes.
         """
-        stamp = self.starts_at.strftime("%Y-%m-%dT%H:%M" if self.length_s >= 60 else "%Y-%m-%dT%H:%M:%S")
+        timespec = "seconds" if self.length_s % 60 else "minutes"
+        stamp = self.starts_at.replace(tzinfo=None).isoformat(timespec=timespec)
         return stamp if self.length_s == DEFAULT_LENGTH_S else f"{stamp}~{self.length_s}s"
 
     def next(self) -> Window:
@@ -50,11 +51,11 @@ def window_of_id(window_id: str) -> Window:
     stamp, _, length = window_id.partition("~")
     try:
         length_s = int(length.removesuffix("s")) if length else DEFAULT_LENGTH_S
-        starts_at = datetime.fromisoformat(stamp).replace(tzinfo=UTC)
-        window = Window(starts_at, length_s)
-    except ValueError:
-        raise GiveUpError(f"{window_id[:60]!r} is no window id; one looks like 2026-11-20T10:00") from None
-    if length_s < 1 or window.window_id != window_id:
+        window = window_at(datetime.fromisoformat(stamp).replace(tzinfo=UTC), length_s)
+        named = window.window_id == window_id and window.starts_at < window.ends_at
+    except (ValueError, OverflowError, ZeroDivisionError):
+        named = False
+    if not named:
         raise GiveUpError(f"{window_id[:60]!r} is no window id; one looks like 2026-11-20T10:00")
     return window
 

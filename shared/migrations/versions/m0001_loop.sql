@@ -39,6 +39,7 @@ create table trajectories (
     late           boolean not null default false,
     clock_skewed   boolean not null default false,
     first_sequence bigint not null,
+    ended_sequence bigint,                           -- of the end that was stored: what was sent before it comes first
     first_stored_at timestamptz not null default now(),
     primary key (agent_id, trajectory_id)
 );
@@ -53,6 +54,7 @@ create table steps (
     occurred_at   timestamptz not null,
     action_type   text,
     success       boolean,
+    answered      boolean,                           -- its action has a result or an error; null without an action
     reward        double precision,                  -- the agent's own word: never the reward of record
     primary key (agent_id, trajectory_id, step),
     foreign key (agent_id, trajectory_id) references trajectories

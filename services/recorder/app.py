@@ -1,0 +1,46 @@
+"""Composition root of the recorder."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+
+from services.recorder.handlers import subscribe
+from services.recorder.service import Recording
+from services.recorder.settings import RecorderSettings
+from services.recorder.store import EventStore
+from services.recorder.stream import StepStream
+from shared import database
+from shared.bus import Bus
+from shared.errors import ConfigurationError, RetryLaterError
+from shared.service import Periodic, serve
+from shared.settings import load
+from shared.telemetry import configure_logging
+
+NAME = "recorder"
+
+
+async def main() -> None:
+    settings = load(RecorderSettings)
+    configure_logging(NAME, settings.log_level)
+    url = settings.database_url.get_secret_value()
+    async with database.pool(url, pool_size=settings.database_pool, application=NAME) as pool:
+        bus = Bus(settings.nats_url, name=NAME)
+        service = Recording(EventStore(pool), StepStream(bus), bus, settings)
+        subscribe(bus, service, batch_size=settings.batch_size, gather_s=settings.gather_s)
+        tasks = [
+            Periodic("close_windows", settings.tick_s, service.tick),
+            Periodic("announce", settings.sweep_s, service.sweep),
+        ]
+        await serve(NAME, settings, bus, pool=pool, tasks=tasks)
+
+
+def run() -> None:
+    try:
+        asyncio.run(main())
+    except ConfigurationError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
+    except RetryLaterError as error:
+        print(error, file=sys.stderr)
+        sys.exit(75)

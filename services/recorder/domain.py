@@ -1,0 +1,338 @@
+"""What a batch of events says about runs, steps, calls and agents, and when a window may close.
+
+Everything here is a pure function of what was published, in the order of the stream's sequence: the same
+events give the same rows, however they were gathered into batches.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from datetime import date, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from ratchet_sdk.events import LlmCall, LlmCallMade, Step, StepEvent, TrajectoryEnded, TrajectoryStarted, uuid7_time
+
+from shared.errors import GiveUpError
+from shared.windows import Window, placed_at, window_at
+
+RunKey = tuple[str, str]
+
+MAX_COUNT = 2**31 - 1
+IDLE_WINDOWS = 1000  # how far back quiet windows are filled in after a pause
+
+
+# events -----------------------------------------------------------------------------------------
+@dataclass(frozen=True, slots=True)
+class Received:
+    """One valid event as it lies in the stream. ``packed`` is the JSON object as it was sent, zlib-compressed."""
+
+    agent_id: str
+    event: StepEvent
+    sequence: int
+    published_at: datetime
+    sha256: bytes
+    size_bytes: int
+    packed: bytes
+
+    @property
+    def run(self) -> RunKey:
+        return (self.agent_id, self.event.trajectory_id)
+
+    @property
+    def day(self) -> date:
+        """The partition's day, from the event id: the same id never has two days, whatever its other times say."""
+        return uuid7_time(self.event.event_id).date()
+
+
+def agent_of_subject(subject: str) -> str:
+    """The publisher's identity: the one token after ``steps.``. Raises GiveUpError for anything else."""
+    agent_id = subject.removeprefix("steps.")
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", agent_id):
+        raise GiveUpError("the subject must be steps.<agent_id>, the id 1 to 64 of A-Z a-z 0-9 _ -")
+    return agent_id
+
+
+# rows -------------------------------------------------------------------------------------------
+@dataclass(frozen=True, slots=True)
+class RunSeen:
+    """What events say about one run. ``window`` is a proposal: a run that is stored keeps the one it has."""
+
+    agent_id: str
+    trajectory_id: str
+    policy: str
+    window: Window
+    started_at: datetime
+    clock_skewed: bool
+    first_sequence: int
+    started: bool = False
+    scenario_id: str | None = None
+    model_name: str | None = None
+    model_version: str | None = None
+    status: str = "open"
+    ended_at: datetime | None = None
+    step_count: int | None = None
+    ended_sequence: int | None = None
+
+
+def placement(event: StepEvent, published_at: datetime, window_s: int) -> tuple[Window, datetime, bool]:
+    """Window, start that counts, and whether the clock was wrong (invariant 3).
+
+    Raises GiveUpError for a time outside all windows.
+    """
+    started_at, skewed = placed_at(event.started_at, published_at)
+    try:
+        return window_at(started_at, window_s), started_at, skewed
+    except (ValueError, OverflowError) as error:
+        raise GiveUpError("started_at lies outside all windows; send the time in UTC") from error
+
+
+def runs_of(events: Iterable[Received], window_s: int) -> dict[RunKey, RunSeen]:
+    """Each run once. Its first event places it; its first opening and its first end say the rest."""
+    runs: dict[RunKey, RunSeen] = {}
+    for item in sorted(events, key=lambda item: item.sequence):
+        event = item.event
+        run = runs.get(item.run)
+        if run is None:
+            window, started_at, skewed = placement(event, item.published_at, window_s)
+            run = RunSeen(*item.run, event.policy, window, started_at, skewed, item.sequence)
+        match event:
+            case TrajectoryStarted() if not run.started:
+                model = event.model
+                run = replace(
+                    run,
+                    started=True,
+                    scenario_id=event.scenario_id,
+                    model_name=model.name if model else None,
+                    model_version=model.version if model else None,
+                )
+            case TrajectoryEnded() if run.ended_sequence is None:
+                run = replace(
+                    run,
+                    status=event.status,
+                    ended_at=event.occurred_at,
+                    step_count=event.step_count,
+                    ended_sequence=item.sequence,
+                )
+        runs[item.run] = run
+    return runs
+
+
+@dataclass(frozen=True, slots=True)
+class StepSeen:
+    agent_id: str
+    trajectory_id: str
+    step: int
+    event_id: UUID
+    occurred_at: datetime
+    action_type: str | None
+    success: bool | None
+    answered: bool | None
+    reward: float | None
+
+
+def steps_of(events: Iterable[Received]) -> list[StepSeen]:
+    """The rows of the step events, in the stream's order."""
+    found = []
+    for item in sorted(events, key=lambda item: item.sequence):
+        event = item.event
+        if isinstance(event, Step):
+            action = event.action
+            found.append(
+                StepSeen(
+                    *item.run,
+                    event.step,
+                    event.event_id,
+                    event.occurred_at,
+                    action.type if action else None,
+                    action.success if action else None,
+                    (action.result is not None or action.error is not None) if action else None,
+                    event.reward,
+                )
+            )
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class CallSeen:
+    """``recorded``: its reply has come. ``purpose`` is None where nobody said more than the default."""
+
+    agent_id: str
+    trajectory_id: str
+    call_id: str
+    base_call_id: str | None
+    step: int
+    event_id: UUID
+    recorded: bool
+    purpose: str | None
+    model: str | None
+    model_version: str | None
+    prompt_tokens: int | None
+    completion_tokens: int | None
+    has_token_ids: bool
+    latency_ms: float | None
+    occurred_at: datetime
+
+
+def call_seen(run: RunKey, call: LlmCall, step: int, event_id: UUID, occurred_at: datetime) -> CallSeen:
+    usage = call.usage or {}
+    return CallSeen(
+        *run,
+        call.call_id,
+        call.base_call_id,
+        step,
+        event_id,
+        call.response is not None,
+        None if call.purpose == "action" else call.purpose,
+        call.model,
+        call.model_version,
+        _count(usage.get("prompt_tokens")),
+        _count(usage.get("completion_tokens")),
+        bool(call.prompt_token_ids) and bool((call.response or {}).get("token_ids")),
+        call.latency_ms,
+        occurred_at,
+    )
+
+
+def _count(value: Any) -> int | None:
+    """A count of tokens, where it is one: usage is the server's own object and may hold anything."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_COUNT else None
+
+
+def merged(known: CallSeen, other: CallSeen) -> CallSeen:
+    """One row of two mentions of a call: the first with a reply is the content, the other fills in what it lacks."""
+    content, hint = (other, known) if other.recorded and not known.recorded else (known, other)
+    return replace(
+        content,
+        base_call_id=content.base_call_id or hint.base_call_id,
+        purpose=content.purpose or hint.purpose,
+        model=content.model or hint.model,
+        model_version=content.model_version or hint.model_version,
+    )
+
+
+def calls_of(events: Iterable[Received]) -> dict[tuple[str, str, str], CallSeen]:
+    """Each call once, whichever way it came: alone, inside a step, or only referred to."""
+    calls: dict[tuple[str, str, str], CallSeen] = {}
+    for item in sorted(events, key=lambda item: item.sequence):
+        event = item.event
+        match event:
+            case LlmCallMade():
+                mentioned = [event.call]
+            case Step():
+                mentioned = event.llm_calls
+            case _:
+                continue
+        for call in mentioned:
+            seen = call_seen(item.run, call, event.step, event.event_id, event.occurred_at)
+            key = (*item.run, call.call_id)
+            calls[key] = merged(calls[key], seen) if key in calls else seen
+    return calls
+
+
+@dataclass(frozen=True, slots=True)
+class AgentSeen:
+    agent_id: str
+    first_seen: datetime
+    last_seen: datetime
+    versions: frozenset[str]
+
+
+def agents_of(events: Iterable[Received]) -> dict[str, AgentSeen]:
+    """Who published when, by the broker's clock, and with which model versions."""
+    agents: dict[str, AgentSeen] = {}
+    for item in events:
+        at, versions = item.published_at, _versions(item.event)
+        if known := agents.get(item.agent_id):
+            at_first, at_last = min(known.first_seen, at), max(known.last_seen, at)
+            agents[item.agent_id] = AgentSeen(item.agent_id, at_first, at_last, known.versions | versions)
+        else:
+            agents[item.agent_id] = AgentSeen(item.agent_id, at, at, versions)
+    return agents
+
+
+def _versions(event: StepEvent) -> frozenset[str]:
+    match event:
+        case TrajectoryStarted(model=model) if model and model.version:
+            return frozenset([model.version])
+        case LlmCallMade(call=call) if call.model_version:
+            return frozenset([call.model_version])
+        case Step(llm_calls=calls):
+            return frozenset(call.model_version for call in calls if call.model_version)
+        case _:
+            return frozenset()
+
+
+# windows ----------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class OpenWindow:
+    """What is known of a window that has not closed. Runs that are late count for nothing here."""
+
+    window_id: str
+    ends_at: datetime
+    close_requested: bool = False
+    barrier_created: datetime | None = None
+    barrier_sequence: int | None = None
+    newest_open_start: datetime | None = None  # of its runs that have not ended, the last to start
+    last_end_sequence: int = 0  # of its runs that have ended, the last end's place in the stream
+
+
+@dataclass(frozen=True)
+class Wait:
+    """Not yet; ``why`` is for the log and for operators."""
+
+    why: str
+
+
+@dataclass(frozen=True)
+class ReadBarrier:
+    """The deadline has passed: what the stream holds now belongs to the window, what comes later is late."""
+
+
+@dataclass(frozen=True)
+class Close:
+    pass
+
+
+Move = Wait | ReadBarrier | Close
+
+
+def deadline_passed(window: OpenWindow, now: datetime, *, grace_s: float, limit_s: float) -> Wait | None:
+    """None when ``now >= end + grace`` (or closing was asked for) and each run has ended or had its time."""
+    if not window.close_requested and now < window.ends_at + timedelta(seconds=grace_s):
+        return Wait("its end and the grace after it have not passed")
+    if window.newest_open_start is not None and now < window.newest_open_start + timedelta(seconds=limit_s):
+        return Wait("a run has neither ended nor reached its time limit")
+    return None
+
+
+def next_move(
+    window: OpenWindow, now: datetime, *, grace_s: float, limit_s: float, stream_created: datetime, floor: int
+) -> Move:
+    """Invariant 4: deadline, then the barrier, then ``floor >= max(barrier, last end)``, then closed.
+
+    ``floor``: every event up to it is stored or dead. The last end may lie beyond the barrier where a run of the
+    backlog became known only after it was read; what that run sent before its end is then below the floor too.
+    """
+    if wait := deadline_passed(window, now, grace_s=grace_s, limit_s=limit_s):
+        return wait
+    if window.barrier_sequence is None or window.barrier_created != stream_created:
+        return ReadBarrier()
+    if floor < max(window.barrier_sequence, window.last_end_sequence):
+        return Wait("events below its barrier are not all stored")
+    return Close()
+
+
+def missing_windows(first: datetime, known: Iterable[datetime], now: datetime, length_s: int) -> list[Window]:
+    """The windows from that of ``first`` to that of ``now`` without a ``known`` start, IDLE_WINDOWS back at most."""
+    current = window_at(now, length_s)
+    horizon = current.starts_at - timedelta(seconds=length_s * IDLE_WINDOWS)
+    window, starts = window_at(max(first, horizon), length_s), set(known)
+    missing = []
+    while window <= current:
+        if window.starts_at not in starts:
+            missing.append(window)
+        window = window.next()
+    return missing

@@ -1,0 +1,37 @@
+"""From a message to an event: whose it is, whether it is one, and how it will be kept."""
+
+from __future__ import annotations
+
+import hashlib
+import zlib
+
+from pydantic import ValidationError
+from ratchet_sdk.events import MAX_EVENT_BYTES, step_events
+
+from services.recorder.domain import Received, agent_of_subject, placement
+from shared.bus import Delivery, reason
+from shared.errors import GiveUpError
+
+
+def read(delivery: Delivery, window_s: int) -> Received:
+    """One parse of what was sent. Raises GiveUpError for what is no event; its text stays out of the words."""
+    agent_id = agent_of_subject(delivery.subject)
+    content = delivery.content()
+    if len(content) > MAX_EVENT_BYTES:
+        raise GiveUpError(f"the event has {len(content)} bytes, over the limit of {MAX_EVENT_BYTES}")
+    try:
+        event = step_events.validate_json(content)
+    except ValidationError as error:
+        raise GiveUpError(f"not an event of schema 1: {reason(error)}") from error
+    except (ValueError, ArithmeticError, RecursionError) as error:  # a validator's own failure on an absurd value
+        raise GiveUpError(f"not an event of schema 1: {type(error).__name__}") from error
+    placement(event, delivery.published_at, window_s)
+    return Received(
+        agent_id,
+        event,
+        delivery.sequence,
+        delivery.published_at,
+        hashlib.sha256(content).digest(),
+        len(content),
+        zlib.compress(content, 1),
+    )

@@ -1,0 +1,456 @@
+"""All of the recorder's SQL: events into rows, windows from open to closed.
+
+A batch is one transaction. Each insert is one statement over ``unnest``, in key order so that two recorders
+that meet wait for each other instead of deadlocking, and every one of them may run twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import astuple
+from datetime import datetime, timedelta
+from typing import Any
+
+import asyncpg
+
+from services.recorder.domain import OpenWindow, Received, RunKey, RunSeen, agents_of, calls_of, runs_of, steps_of
+from services.recorder.service import Kept
+from shared.bus import Barrier
+from shared.database import Connection, Pool, Record
+from shared.errors import GiveUpError
+from shared.windows import Window
+
+# What says that a value is wrong, and not that the server is away or the schema is not ours.
+BAD_VALUE = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError, asyncpg.ProgramLimitExceededError)
+MAX_VERSIONS_SEEN = 100
+
+
+def _columns(rows: Iterable[Sequence[Any]], width: int) -> list[list[Any]]:
+    """Rows turned into one list a column, as unnest takes them."""
+    turned = [list(column) for column in zip(*rows, strict=True)]
+    return turned or [[] for _ in range(width)]
+
+
+class EventStore:
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+
+    # events ---------------------------------------------------------------------------------------
+    async def keep(self, events: Sequence[Received], window_s: int) -> Kept:
+        """Store a batch in one transaction. Raises GiveUpError where a value of it cannot be stored."""
+        try:
+            async with self._pool.acquire() as connection, connection.transaction():
+                return await self._keep(connection, events, window_s)
+        except BAD_VALUE as error:
+            raise GiveUpError(f"Postgres refuses a value of it: {type(error).__name__}") from error
+        except asyncpg.InterfaceError as error:
+            if isinstance(error, ValueError):  # asyncpg could not even encode it
+                raise GiveUpError("a value of it does not fit its column") from error
+            raise
+
+    async def _keep(self, connection: Connection, events: Sequence[Received], window_s: int) -> Kept:
+        dead = await self._bodies(connection, events)
+        events = [item for item in events if item.sequence not in dead]
+        runs = runs_of(events, window_s)
+        placed = await self._placed(connection, runs)
+        closed = await self._windows(connection, runs, placed)
+        new_late = await self._runs(connection, runs, placed)
+        conflicting = await self._steps(connection, events)
+        if conflicting:
+            dead |= dict.fromkeys(conflicting, "another event is stored for this step of the run")
+            await self._forget(connection, [item for item in events if item.sequence in conflicting])
+            events = [item for item in events if item.sequence not in conflicting]
+        await self._calls(connection, events)
+        await self._agents(connection, events)
+        return Kept(dead, closed, new_late)
+
+    async def _bodies(self, connection: Connection, events: Sequence[Received]) -> dict[int, str]:
+        """Keep each event as it was sent. Gives those whose id is taken by other content."""
+        ordered = sorted(events, key=lambda e: (e.day, e.agent_id, e.event.event_id, e.sequence))
+        keys = [[e.day for e in ordered], [e.agent_id for e in ordered], [e.event.event_id for e in ordered]]
+        rest = _columns(
+            ((e.event.trajectory_id, e.event.kind, e.sequence, e.sha256, e.size_bytes, e.packed) for e in ordered), 6
+        )
+        await connection.execute(
+            """insert into bodies (day, agent_id, event_id, trajectory_id, kind, sequence, sha256, size_bytes, body)
+               select * from unnest($1::date[], $2::text[], $3::uuid[], $4::text[], $5::text[], $6::bigint[],
+                                    $7::bytea[], $8::int[], $9::bytea[])
+               on conflict do nothing""",
+            *keys,
+            *rest,
+        )
+        taken = await connection.fetch(
+            """select n.sequence
+                 from unnest($1::date[], $2::text[], $3::uuid[], $4::bigint[], $5::bytea[])
+                        as n (day, agent_id, event_id, sequence, sha256)
+                 join bodies b using (day, agent_id, event_id)
+                where b.sha256 <> n.sha256""",
+            *keys,
+            rest[2],
+            rest[3],
+        )
+        return {row["sequence"]: "its event_id is already stored with other content" for row in taken}
+
+    async def _forget(self, connection: Connection, events: Sequence[Received]) -> None:
+        """Take back the bodies of events that turned out to be dead letters."""
+        await connection.execute(
+            """delete from bodies b using unnest($1::date[], $2::text[], $3::uuid[]) as d (day, agent_id, event_id)
+                where b.day = d.day and b.agent_id = d.agent_id and b.event_id = d.event_id""",
+            [e.day for e in events],
+            [e.agent_id for e in events],
+            [e.event.event_id for e in events],
+        )
+
+    async def _placed(self, connection: Connection, runs: dict[RunKey, RunSeen]) -> dict[RunKey, str]:
+        """The windows of the runs that are stored already: a run never changes its window."""
+        rows = await connection.fetch(
+            """select t.agent_id, t.trajectory_id, t.window_id
+                 from unnest($1::text[], $2::text[]) as n (agent_id, trajectory_id)
+                 join trajectories t using (agent_id, trajectory_id)""",
+            *_columns(runs, 2),
+        )
+        return {(row["agent_id"], row["trajectory_id"]): row["window_id"] for row in rows}
+
+    async def _windows(
+        self, connection: Connection, runs: dict[RunKey, RunSeen], placed: dict[RunKey, str]
+    ) -> frozenset[str]:
+        """Make the windows that new runs need, and hold all of the batch's still. Gives those that are closed.
+
+        The share lock keeps a barrier from being written between our look at it and our commit.
+        """
+        await self.make_windows({run.window for key, run in runs.items() if key not in placed}, connection)
+        wanted = {placed.get(key, run.window.window_id) for key, run in runs.items()}
+        rows = await connection.fetch(
+            "select window_id, state from windows where window_id = any($1::text[]) order by window_id for share",
+            sorted(wanted),
+        )
+        return frozenset(row["window_id"] for row in rows if row["state"] == "closed")
+
+    async def _runs(self, connection: Connection, runs: dict[RunKey, RunSeen], placed: dict[RunKey, str]) -> int:
+        """Make or complete the runs. Gives how many are new and late.
+
+        Late is a run whose first event lies beyond its window's barrier. Once the window is closed, its scenario
+        stays as it was grouped.
+        """
+        rows = await connection.fetch(
+            """insert into trajectories as t
+                      (agent_id, trajectory_id, policy, window_id, scenario_id, started_at, clock_skewed,
+                       first_sequence, started, model_name, model_version, status, ended_at, step_count,
+                       ended_sequence, late)
+               select n.agent_id, n.trajectory_id, n.policy, n.window_id, coalesce(n.scenario_id, n.window_id),
+                      n.started_at, n.clock_skewed, n.first_sequence, n.started, n.model_name, n.model_version,
+                      n.status, n.ended_at, n.step_count, n.ended_sequence,
+                      w.state = 'closed' or n.first_sequence > coalesce(w.barrier_sequence, n.first_sequence)
+                 from unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::timestamptz[],
+                             $7::bool[], $8::bigint[], $9::bool[], $10::text[], $11::text[], $12::text[],
+                             $13::timestamptz[], $14::int[], $15::bigint[])
+                        as n (agent_id, trajectory_id, policy, window_id, scenario_id, started_at, clock_skewed,
+                              first_sequence, started, model_name, model_version, status, ended_at, step_count,
+                              ended_sequence)
+                 join windows w using (window_id)
+                order by n.agent_id, n.trajectory_id
+               on conflict (agent_id, trajectory_id) do update set
+                  scenario_id = case
+                      when t.started or not excluded.started
+                        or (select state from windows w where w.window_id = t.window_id) = 'closed' then t.scenario_id
+                      when excluded.scenario_id = excluded.window_id then t.window_id
+                      else excluded.scenario_id end,
+                  started = t.started or excluded.started,
+                  model_name = coalesce(t.model_name, excluded.model_name),
+                  model_version = coalesce(t.model_version, excluded.model_version),
+                  status = case when t.status = 'open' then excluded.status else t.status end,
+                  ended_at = coalesce(t.ended_at, excluded.ended_at),
+                  step_count = coalesce(t.step_count, excluded.step_count),
+                  ended_sequence = coalesce(t.ended_sequence, excluded.ended_sequence),
+                  first_sequence = least(t.first_sequence, excluded.first_sequence),
+                  late = t.late and excluded.late
+                where (excluded.started and not t.started)
+                   or (excluded.ended_sequence is not null and t.ended_sequence is null)
+                   or excluded.first_sequence < t.first_sequence
+               returning xmax = 0 as new, late""",
+            *_columns(
+                (
+                    (
+                        *key,
+                        run.policy,
+                        placed.get(key, run.window.window_id),
+                        run.scenario_id,
+                        run.started_at,
+                        run.clock_skewed,
+                        run.first_sequence,
+                        run.started,
+                        run.model_name,
+                        run.model_version,
+                        run.status,
+                        run.ended_at,
+                        run.step_count,
+                        run.ended_sequence,
+                    )
+                    for key, run in runs.items()
+                ),
+                15,
+            ),
+        )
+        return sum(row["new"] and row["late"] for row in rows)
+
+    async def _steps(self, connection: Connection, events: Sequence[Received]) -> frozenset[int]:
+        """Keep each step of a run once. Gives the sequences of those whose place another event has taken."""
+        steps = steps_of(events)
+        if not steps:
+            return frozenset()
+        columns = _columns(map(astuple, steps), 9)
+        await connection.execute(
+            """insert into steps
+                      (agent_id, trajectory_id, step, event_id, occurred_at, action_type, success, answered, reward)
+               select agent_id, trajectory_id, step, event_id, occurred_at, action_type, success, answered, reward
+                 from unnest($1::text[], $2::text[], $3::int[], $4::uuid[], $5::timestamptz[], $6::text[],
+                             $7::bool[], $8::bool[], $9::float8[]) with ordinality
+                        as n (agent_id, trajectory_id, step, event_id, occurred_at, action_type, success, answered,
+                              reward, place)
+                order by agent_id, trajectory_id, step, place
+               on conflict do nothing""",
+            *columns,
+        )
+        rows = await connection.fetch(
+            """select n.agent_id, n.event_id
+                 from unnest($1::text[], $2::text[], $3::int[], $4::uuid[])
+                        as n (agent_id, trajectory_id, step, event_id)
+                 join steps s using (agent_id, trajectory_id, step)
+                where s.event_id <> n.event_id""",
+            *columns[:4],
+        )
+        lost = {(row["agent_id"], row["event_id"]) for row in rows}
+        return frozenset(e.sequence for e in events if (e.agent_id, e.event.event_id) in lost)
+
+    async def _calls(self, connection: Connection, events: Sequence[Received]) -> None:
+        """One row a call, whichever way it came: the first mention with a reply is its content (domain.merged)."""
+        calls = calls_of(events)
+        if not calls:
+            return
+        await connection.execute(
+            """insert into llm_calls as c
+                      (agent_id, trajectory_id, call_id, base_call_id, step, event_id, recorded, purpose, model,
+                       model_version, prompt_tokens, completion_tokens, has_token_ids, latency_ms, occurred_at)
+               select * from unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::int[], $6::uuid[], $7::bool[],
+                                    $8::text[], $9::text[], $10::text[], $11::int[], $12::int[], $13::bool[],
+                                    $14::float8[], $15::timestamptz[])
+               on conflict (agent_id, trajectory_id, call_id) do update set
+                  recorded = c.recorded or excluded.recorded,
+                  base_call_id = case when c.recorded or not excluded.recorded
+                      then coalesce(c.base_call_id, excluded.base_call_id)
+                      else coalesce(excluded.base_call_id, c.base_call_id) end,
+                  purpose = case when c.recorded or not excluded.recorded
+                      then coalesce(c.purpose, excluded.purpose) else coalesce(excluded.purpose, c.purpose) end,
+                  model = case when c.recorded or not excluded.recorded
+                      then coalesce(c.model, excluded.model) else coalesce(excluded.model, c.model) end,
+                  model_version = case when c.recorded or not excluded.recorded
+                      then coalesce(c.model_version, excluded.model_version)
+                      else coalesce(excluded.model_version, c.model_version) end,
+                  (step, event_id, prompt_tokens, completion_tokens, has_token_ids, latency_ms, occurred_at) =
+                      (select case when keep then c.step else excluded.step end,
+                              case when keep then c.event_id else excluded.event_id end,
+                              case when keep then c.prompt_tokens else excluded.prompt_tokens end,
+                              case when keep then c.completion_tokens else excluded.completion_tokens end,
+                              case when keep then c.has_token_ids else excluded.has_token_ids end,
+                              case when keep then c.latency_ms else excluded.latency_ms end,
+                              case when keep then c.occurred_at else excluded.occurred_at end
+                         from (select c.recorded or not excluded.recorded as keep) k)
+                where c.event_id <> excluded.event_id""",
+            *_columns((astuple(calls[key]) for key in sorted(calls)), 15),
+        )
+
+    async def _agents(self, connection: Connection, events: Sequence[Received]) -> None:
+        agents = [agent for _, agent in sorted(agents_of(events).items())]
+        versions = [(a.agent_id, version) for a in agents for version in sorted(a.versions)[:MAX_VERSIONS_SEEN]]
+        await connection.execute(
+            """with run as (select agent_id, array_agg(version) as versions
+                              from unnest($4::text[], $5::text[]) as v (agent_id, version) group by 1)
+               insert into seen_agents as s (agent_id, first_seen, last_seen, versions)
+               select agent_id, first_seen, last_seen, coalesce(run.versions, '{}')
+                 from unnest($1::text[], $2::timestamptz[], $3::timestamptz[]) as n (agent_id, first_seen, last_seen)
+                 left join run using (agent_id)
+                order by agent_id
+               on conflict (agent_id) do update set
+                  first_seen = least(s.first_seen, excluded.first_seen),
+                  last_seen = greatest(s.last_seen, excluded.last_seen),
+                  versions = case when s.versions @> excluded.versions or cardinality(s.versions) >= $6 then s.versions
+                      else array(select distinct v from unnest(s.versions || excluded.versions) v order by v) end""",
+            [agent.agent_id for agent in agents],
+            [agent.first_seen for agent in agents],
+            [agent.last_seen for agent in agents],
+            *_columns(versions, 2),
+            MAX_VERSIONS_SEEN,
+        )
+
+    # windows --------------------------------------------------------------------------------------
+    async def make_windows(self, windows: Iterable[Window], connection: Connection | None = None) -> None:
+        await (connection or self._pool).execute(
+            """insert into windows (window_id, starts_at, ends_at, length_s)
+               select * from unnest($1::text[], $2::timestamptz[], $3::timestamptz[], $4::int[])
+               on conflict do nothing""",
+            *_columns(((w.window_id, w.starts_at, w.ends_at, w.length_s) for w in sorted(windows)), 4),
+        )
+
+    async def first_start(self, length_s: int) -> datetime | None:
+        """When the oldest known window of this length starts."""
+        first: datetime | None = await self._pool.fetchval(
+            "select min(starts_at) from windows where length_s = $1", length_s
+        )
+        return first
+
+    async def starts_since(self, length_s: int, since: datetime) -> list[datetime]:
+        rows = await self._pool.fetch(
+            "select starts_at from windows where starts_at >= $2 and length_s = $1", length_s, since
+        )
+        return [row["starts_at"] for row in rows]
+
+    async def request_close(self, window: Window) -> str:
+        """Ask that a window close without waiting for its end and grace. Gives its state."""
+        state: str = await self._pool.fetchval(
+            """insert into windows as w (window_id, starts_at, ends_at, length_s, close_requested)
+               values ($1, $2, $3, $4, true)
+               on conflict (window_id) do update set close_requested = true
+               returning state""",
+            window.window_id,
+            window.starts_at,
+            window.ends_at,
+            window.length_s,
+        )
+        return state
+
+    async def due(self, ended_before: datetime, limit: int = 100) -> list[OpenWindow]:
+        """Open windows whose end lies before ``ended_before`` or whose closing was asked for, oldest first."""
+        rows = await self._pool.fetch(
+            """select w.window_id, w.ends_at, w.close_requested, w.barrier_created, w.barrier_sequence,
+                      (select max(t.started_at) from trajectories t
+                        where t.window_id = w.window_id and t.status = 'open' and not t.late) as newest_open_start,
+                      coalesce((select max(t.ended_sequence) from trajectories t
+                        where t.window_id = w.window_id and not t.late), 0) as last_end_sequence
+                 from windows w
+                where w.state = 'open' and (w.close_requested or w.ends_at <= $1)
+                order by w.ends_at limit $2""",
+            ended_before,
+            limit,
+        )
+        return [OpenWindow(**row) for row in rows]
+
+    async def write_barrier(self, window_id: str, barrier: Barrier) -> None:
+        """Write a window's barrier once; for a stream that was made anew, again.
+
+        Runs that were stored after the barrier was read and before it was written are marked late here.
+        """
+        async with self._pool.acquire() as connection, connection.transaction():
+            before = await connection.fetchrow(
+                "select barrier_created from windows where window_id = $1 and state = 'open' for update", window_id
+            )
+            if before is None or before["barrier_created"] == barrier.created:
+                return
+            await connection.execute(
+                "update windows set barrier_created = $2, barrier_sequence = $3 where window_id = $1",
+                window_id,
+                barrier.created,
+                barrier.sequence,
+            )
+            if before["barrier_created"] is None:
+                await connection.execute(
+                    "update trajectories set late = true where window_id = $1 and first_sequence > $2 and not late",
+                    window_id,
+                    barrier.sequence,
+                )
+            else:  # sequences of the stream that is gone say nothing about the new one
+                await connection.execute(
+                    "update trajectories set ended_sequence = 0 where window_id = $1 and ended_sequence is not null",
+                    window_id,
+                )
+
+    async def close(self, window_id: str, *, floor: int, opened_before: datetime) -> Record | None:
+        """Close a window and truncate what is still open in it, unless something moved since the decision.
+
+        Quality, 0 to 1, is the mean over its runs that are not late of the share of four checks that hold: it has
+        steps; each has a model call; each action has a result or an error; no step is missing before
+        ``step_count`` (before the last one, where the run never said). A run without steps holds none.
+        """
+        async with self._pool.acquire() as connection, connection.transaction():
+            row = await connection.fetchrow(
+                "select 1 from windows where window_id = $1 and state = 'open' for update", window_id
+            )
+            if row is None:
+                return None
+            closed = await connection.fetchrow(CLOSE, window_id, floor, opened_before)
+            if closed is not None:
+                await connection.execute(
+                    """update trajectories set status = 'truncated'
+                        where window_id = $1 and status = 'open' and not late""",
+                    window_id,
+                )
+            return closed
+
+    async def truncate_late(self, limit_s: float) -> None:
+        """Late runs that never ended hold no window up; they too get their end."""
+        await self._pool.execute(
+            """update trajectories t set status = 'truncated'
+                 from windows w
+                where w.window_id = t.window_id and w.state = 'closed' and t.status = 'open' and t.late
+                  and t.first_stored_at < now() - $1::interval""",
+            timedelta(seconds=limit_s),
+        )
+
+    async def recount_late(self, window_ids: Iterable[str]) -> None:
+        """What came after its window had closed is counted with it, and changes nothing else of it."""
+        await self._pool.execute(
+            """update windows w set late = n.late
+                 from (select window_id, count(*) as late from trajectories
+                        where window_id = any($1::text[]) and late group by window_id) n
+                where w.window_id = n.window_id and w.state = 'closed' and w.late <> n.late""",
+            sorted(window_ids),
+        )
+
+    async def unannounced(self, limit: int = 100) -> list[Record]:
+        return await self._pool.fetch(
+            """select window_id, starts_at, ends_at, revision, agents, trajectories, late, quality
+                 from windows where state = 'closed' and announced_at is null order by closed_at, ends_at limit $1""",
+            limit,
+        )
+
+    async def announced(self, window_id: str, revision: int) -> None:
+        await self._pool.execute(
+            """update windows set announced_at = now()
+                where window_id = $1 and revision = $2 and announced_at is null""",
+            window_id,
+            revision,
+        )
+
+
+CLOSE = """
+with run as (
+    select t.agent_id, t.trajectory_id, t.late, t.step_count,
+           s.steps, s.last_step, s.unanswered, s.without_call
+      from trajectories t
+      cross join lateral (
+          select count(*) as steps, max(step) as last_step, count(*) filter (where not answered) as unanswered,
+                 count(*) filter (where not exists (
+                     select from llm_calls c
+                      where c.agent_id = s.agent_id and c.trajectory_id = s.trajectory_id and c.step = s.step)
+                 ) as without_call
+            from steps s where s.agent_id = t.agent_id and s.trajectory_id = t.trajectory_id
+      ) s
+     where t.window_id = $1
+), counted as (
+    select count(distinct agent_id) filter (where not late) as agents,
+           count(*) filter (where not late) as trajectories,
+           count(*) filter (where late) as late,
+           avg(case when steps = 0 then 0
+                    else (1 + (without_call = 0)::int + (unanswered = 0)::int
+                            + (steps = coalesce(step_count, last_step + 1))::int) / 4.0 end)
+               filter (where not late) as quality
+      from run
+)
+update windows w
+   set state = 'closed', revision = 1, closed_at = now(), agents = counted.agents,
+       trajectories = counted.trajectories, late = counted.late, quality = counted.quality
+  from counted
+ where w.window_id = $1 and w.state = 'open' and w.barrier_sequence <= $2
+   and not exists (select from trajectories t where t.window_id = $1 and not t.late
+                      and (t.ended_sequence > $2 or (t.status = 'open' and t.started_at > $3)))
+returning w.window_id, w.starts_at, w.ends_at, w.revision, w.agents, w.trajectories, w.late, w.quality
+"""
