@@ -211,6 +211,8 @@ class Bus:
     ) -> None:
         """Hand raw messages to ``handler`` in batches of up to ``batch_size``, gathered for ``gather_s``."""
         self.consumers.append(consumer)
+        for kind in (Ack, Retry, Dead):  # from 0, so that the first dead letter is seen as an increase
+            HANDLED.labels(consumer.durable, kind.__name__.lower())
 
         @self.broker.subscriber(
             consumer.subject,

@@ -96,6 +96,8 @@ async def test_what_lies_before_a_consumer_is_measured(bus: Bus) -> None:
         await publish(bus, b"{}", str(n))
     await bus.measure()
     assert pending() == 3
+    labels = {"consumer": "recorder", "disposition": "dead"}
+    assert REGISTRY.get_sample_value("ratchet_messages_total", labels) is not None, "a first dead letter must be a rise"
     await bus.broker.start()
     while await ack_floor(bus, subjects.RECORDER_STEPS) < 3:
         await asyncio.sleep(0.01)
