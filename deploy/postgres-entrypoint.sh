@@ -8,8 +8,8 @@ if [ ! -s "$PGDATA/PG_VERSION" ]; then
     --auth-local=trust --auth-host=scram-sha-256 --encoding=UTF8 --locale=C.UTF-8 > /dev/null
   echo "host all all all scram-sha-256" >> "$PGDATA/pg_hba.conf"
   # On its socket alone until the database is there: nobody can meet a half-made cluster.
-  pg_ctl --pgdata="$PGDATA" --wait --silent --options="-c listen_addresses= -c unix_socket_directories=/tmp" start
-  psql --host=/tmp --username="$POSTGRES_USER" --dbname=postgres --quiet --command="create database \"$POSTGRES_DB\""
+  pg_ctl --pgdata="$PGDATA" --wait --silent --options="-c listen_addresses=" start
+  psql --username="$POSTGRES_USER" --dbname=postgres --quiet --command="create database \"$POSTGRES_DB\""
   pg_ctl --pgdata="$PGDATA" --wait --silent --mode=fast stop
 fi
-exec "$@" -c listen_addresses='*' -c unix_socket_directories=/tmp
+exec "$@" -c listen_addresses='*'

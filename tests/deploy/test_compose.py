@@ -1,0 +1,96 @@
+"""What docker-compose.yml promises: every service, on loopback, health-checked, and free to be scaled."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from services.cli.launch import SERVICES
+
+ROOT = Path(__file__).parents[2]
+COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+CONTAINERS: dict[str, dict[str, Any]] = COMPOSE["services"]
+ONCE = {"migrate", "demo"}
+
+
+def test_every_service_runs_and_prometheus_asks_each() -> None:
+    assert set(SERVICES) <= set(CONTAINERS)
+    assert all(CONTAINERS[name]["command"] == ["run", name] for name in SERVICES)
+    prometheus = yaml.safe_load((ROOT / "deploy/prometheus/prometheus.yml").read_text())
+    [job] = [job for job in prometheus["scrape_configs"] if job["job_name"] == "ratchet"]
+    assert set(job["dns_sd_configs"][0]["names"]) == set(SERVICES)
+
+
+def test_every_port_is_published_on_loopback_alone() -> None:
+    ports = [port for container in CONTAINERS.values() for port in container.get("ports", [])]
+    assert len(ports) >= 6
+    assert all(re.fullmatch(r"127\.0\.0\.1:\$\{RATCHET_\w+_PORT:-\d+\}:\d+", port) for port in ports)
+
+
+def test_whatever_stays_up_has_a_health_check() -> None:
+    for name, container in CONTAINERS.items():
+        assert (name in ONCE) == bool(container["healthcheck"].get("disable")), name
+
+
+@pytest.mark.parametrize("name", [name for name in SERVICES if name not in ("gateway", "admin")])
+def test_a_service_can_be_scaled(name: str) -> None:
+    assert "container_name" not in CONTAINERS[name]
+    assert "ports" not in CONTAINERS[name]
+
+
+def test_no_service_starts_before_the_schema_is_there() -> None:
+    for name in SERVICES:
+        assert CONTAINERS[name]["depends_on"]["migrate"] == {"condition": "service_completed_successfully"}
+
+
+def test_a_secret_goes_only_where_it_is_used() -> None:
+    def holders(variable: str) -> set[str]:
+        return {name for name, container in CONTAINERS.items() if variable in container.get("environment", {})}
+
+    assert holders("RATCHET_JUDGE_API_KEY") == {"scorer"}
+    assert holders("RATCHET_ADMIN_TOKEN") == {"admin"}
+    assert holders("RATCHET_GATEWAY_SECRET") <= {"gateway", "admin", "demo"}
+
+
+def test_passwords_are_made_and_never_written_down(tmp_path: Path) -> None:
+    (tmp_path / "deploy").mkdir()
+    shutil.copy(ROOT / "deploy/make-env.sh", tmp_path / "deploy")
+    made = {}
+    for option, name in (([], ".env"), (["--demo"], ".env.demo")):
+        for _ in range(2):  # the second time it must leave the file as it is
+            subprocess.run([tmp_path / "deploy/make-env.sh", *option], check=True, capture_output=True)
+            text = (tmp_path / name).read_text()
+            assert made.setdefault(name, text) == text
+        assert (tmp_path / name).stat().st_mode & 0o077 == 0
+        variables = dict(line.split("=", 1) for line in text.splitlines() if not line.startswith("#"))
+        assert (ROOT / variables["RATCHET_SETTINGS_FILE"]).is_file()
+    wanted = set(re.findall(r"\$\{(RATCHET_\w+):\?", (ROOT / "docker-compose.yml").read_text()))
+    assert wanted <= set(variables)
+    secrets = [value for text in made.values() for value in re.findall(r"=(r[0-9a-f]{48})\n", text)]
+    assert len(secrets) == len(set(secrets)) == 2 * len(wanted)
+
+
+def test_compose_itself_takes_the_file(tmp_path: Path) -> None:
+    if (compose := shutil.which("docker-compose")) is None:
+        pytest.skip("docker-compose is not installed; deploy/compose-check.sh runs it for real")
+    wanted = set(re.findall(r"\$\{(RATCHET_\w+):\?", (ROOT / "docker-compose.yml").read_text()))
+    (tmp_path / "env").write_text("".join(f"{name}=x\n" for name in wanted))
+    done = subprocess.run(
+        [compose, "--env-file", tmp_path / "env", "--profile", "demo", "config", "--quiet"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("script", ["deploy/make-env.sh", "deploy/images.sh", "deploy/compose-check.sh", ".ci/run"])
+def test_scripts_are_executable_and_parse(script: str) -> None:
+    assert (ROOT / script).stat().st_mode & 0o111
+    subprocess.run(["bash", "-n", ROOT / script], check=True)
