@@ -127,7 +127,9 @@ def _random_llama(tokenizer: Any, directory: Path, seed: int, layers: int, width
     """Save a Llama with freshly drawn weights; returns how many. The caller's random state stays as it was."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=width,

@@ -1,0 +1,4 @@
+from services.trainer.app import run
+
+if __name__ == "__main__":
+    run()

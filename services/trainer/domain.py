@@ -1,0 +1,308 @@
+"""What may be trained on, how strongly, and when there is enough of it. Pure rules; nothing here knows torch or SQL."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+Label = Literal["exact", "stale", "imitation", "mixed"]
+Method = Literal["grpo", "imitation"]
+
+ADVANTAGE_EPSILON = 1e-4
+
+
+# what was recorded ------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class CallRecord:
+    """One model call as recorded. ``logprobs`` are of ``token_ids`` under the distribution that was sampled from."""
+
+    messages: list[dict[str, Any]]
+    response: dict[str, Any] | None
+    tools: list[dict[str, Any]] | None = None
+    prompt_token_ids: list[int] | None = None
+    token_ids: list[int] | None = None
+    logprobs: list[float] | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    model_version: str | None = None
+
+    @property
+    def reply(self) -> dict[str, Any] | None:
+        return (self.response or {}).get("message")
+
+    def has_exact_tokens(self) -> bool:
+        """Ids of prompt and reply, and as many finite logprobs as reply tokens."""
+        return (
+            bool(self.prompt_token_ids)
+            and bool(self.token_ids)
+            and len(self.logprobs or []) == len(self.token_ids or [])
+            and all(math.isfinite(value) for value in self.logprobs or [])
+        )
+
+    def was_sampled_plainly(self) -> bool:
+        """From the model's own distribution: neither sharpened nor cut."""
+        return self.temperature in (None, 1) and self.top_p in (None, 1)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A member of a scored group: its score from the judge, its reward of record from the world, its calls."""
+
+    agent_id: str
+    trajectory_id: str
+    score: float
+    reward: float | None
+    calls: tuple[CallRecord, ...]
+
+
+@dataclass(frozen=True)
+class ScoredGroup:
+    group_id: str
+    revision: int
+    homogeneous: bool
+    members: tuple[Judged, ...]
+
+    def has_spread(self) -> bool:
+        scores = [member.score for member in self.members]
+        return bool(scores) and max(scores) > min(scores)
+
+
+# what a member can honestly carry (invariant 6) ---------------------------------------------------
+@dataclass(frozen=True)
+class ByGradient:
+    """Trainable with the policy gradient: ``exact``, or ``stale`` within the lag."""
+
+    label: Label
+
+
+@dataclass(frozen=True)
+class ByImitation:
+    label: Label = "imitation"
+
+
+@dataclass(frozen=True)
+class NotYet:
+    """Not trainable as things stand; a fact that is missing may still come."""
+
+    label: Label
+    reason: str
+
+
+@dataclass(frozen=True)
+class Never:
+    """Not trainable, and nothing will change that."""
+
+    label: Label
+    reason: str
+
+
+Carries = ByGradient | ByImitation | NotYet | Never
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What a batch asks for. ``numbers`` maps each version of the line to its number."""
+
+    parent: str
+    numbers: Mapping[str, int]
+    max_lag: int = 1
+    imitation_min_reward: float = 1.0
+    min_groups: int = 8
+    min_agents: int = 2
+
+
+def carries(member: Judged, group: ScoredGroup, terms: Terms) -> Carries:
+    """The label of a member and whether it can be trained on.
+
+    - ``exact``: every call has prompt ids, reply ids and their finite logprobs, was sampled at temperature 1 and
+      top_p 1, and was answered by the parent.
+    - ``stale``: the same, answered by other versions of the line; trained on up to ``max_lag`` versions away.
+    - ``imitation``: no call has token ids or logprobs. Only what an outcome calls good in itself
+      (reward of record >= imitation_min_reward), and only from a homogeneous group with spread.
+    - ``mixed``: anything else, and runs without a recorded reply. Nothing of it.
+    """
+    calls = member.calls
+    if not calls or any(call.reply is None for call in calls):
+        return Never("mixed", "a reply of it was not recorded" if calls else "it has no recorded model call")
+    if all(call.token_ids is None and call.logprobs is None for call in calls):
+        return _carries_imitation(member, group, terms)
+    if not all(call.has_exact_tokens() for call in calls):
+        return Never("mixed", "a call of it lacks token ids or finite logprobs")
+    if not all(call.was_sampled_plainly() for call in calls):
+        return Never("mixed", "it was not sampled at temperature 1 and top_p 1")
+    versions = {call.model_version for call in calls}
+    if versions == {terms.parent}:
+        return ByGradient("exact")
+    if strangers := sorted(str(version) for version in versions if version not in terms.numbers):
+        return Never("mixed", f"{strangers[0][:60]} is no version of this line")
+    lag = max(abs(terms.numbers[version] - terms.numbers[terms.parent]) for version in versions if version)
+    if lag > terms.max_lag:
+        return Never("stale", f"it is {lag} versions away from {terms.parent}, over max_lag {terms.max_lag}")
+    return ByGradient("stale")
+
+
+def _carries_imitation(member: Judged, group: ScoredGroup, terms: Terms) -> Carries:
+    if not group.homogeneous:
+        return Never("imitation", "its group did not start alike")
+    if not group.has_spread():
+        return Never("imitation", "its group has no spread")
+    if member.reward is None:
+        return NotYet("imitation", "it has no reward of record")
+    if member.reward < terms.imitation_min_reward:
+        return Never("imitation", f"its reward of record {member.reward:g} is under {terms.imitation_min_reward:g}")
+    return ByImitation()
+
+
+# advantages ---------------------------------------------------------------------------------------
+def advantages(scores: Sequence[float], homogeneous: bool) -> list[float]:
+    """How much better than its group each member did.
+
+    - started alike: A_i = (s_i - mean(s)) / (std(s) + eps), std over the whole group (GRPO, arXiv:2402.03300)
+    - otherwise leave-one-out, not scaled: A_i = s_i - mean of the others (RLOO, arXiv:2402.14740); scaling would
+      turn a lucky start into a full step
+
+    A group without spread teaches nothing: all zeros.
+    """
+    n = len(scores)
+    if n < 2 or max(scores) == min(scores):
+        return [0.0] * n
+    mean = sum(scores) / n
+    if homogeneous:
+        std = math.sqrt(sum((score - mean) ** 2 for score in scores) / n)
+        return [(score - mean) / (std + ADVANTAGE_EPSILON) for score in scores]
+    return [score - (sum(scores) - score) / (n - 1) for score in scores]
+
+
+# readiness ----------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Gate:
+    """Where a policy's line stands. Each of the last three, where set, holds the next batch back."""
+
+    policy: str
+    parent: str | None
+    undecided: str | None = None
+    running: str | None = None
+    untried: str | None = None
+
+
+def holds(gate: Gate) -> list[str]:
+    """Why no batch may be made now, in words; empty where one may."""
+    reasons = []
+    if gate.parent is None:
+        reasons.append("no version has been promoted yet")
+    if gate.running is not None:
+        reasons.append(f"batch {gate.running} is being trained")
+    if gate.untried is not None:
+        reasons.append(f"{gate.untried} is trained and not yet on trial")
+    if gate.undecided is not None:
+        reasons.append(f"{gate.undecided} is on trial and undecided")
+    return reasons
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A row of ``batch_trajectories``; ``left_out`` says why it is not trained on, None where it is."""
+
+    agent_id: str
+    trajectory_id: str
+    group_id: str
+    revision: int
+    label: Label
+    advantage: float
+    left_out: str | None
+
+
+@dataclass(frozen=True)
+class Ready:
+    method: Method
+    entries: tuple[Entry, ...]
+
+
+@dataclass(frozen=True)
+class Empty:
+    """Enough groups are there, and nothing in them can ever be trained on: recorded, so as not to be asked again."""
+
+    entries: tuple[Entry, ...]
+
+
+@dataclass(frozen=True)
+class Wait:
+    missing: tuple[str, ...]
+
+
+Plan = Ready | Empty | Wait
+
+
+def plan(groups: Sequence[ScoredGroup], terms: Terms) -> Plan:
+    """What to make of the groups that no batch holds yet.
+
+    GRPO where at least ``min_groups`` groups have a member trainable by gradient, else imitation where as many
+    have one worth imitating. A batch takes the groups that it can train on, whole, and those in which nothing can
+    ever be trained; groups for the other method, or that a reward may yet decide, stay for a later batch.
+    """
+    verdicts = [(group, [carries(member, group, terms) for member in group.members]) for group in groups]
+    by_method: dict[Method, list[tuple[ScoredGroup, list[Carries]]]] = {
+        "grpo": [item for item in verdicts if any(isinstance(v, ByGradient) for v in item[1])],
+        "imitation": [item for item in verdicts if any(isinstance(v, ByImitation) for v in item[1])],
+    }
+    hopeless = [item for item in verdicts if all(isinstance(verdict, Never) for verdict in item[1])]
+    missing = []
+    for method, usable in by_method.items():
+        agents = len({entry.agent_id for entry in _entries(usable, method) if entry.left_out is None})
+        if len(usable) >= terms.min_groups and agents >= terms.min_agents:
+            return Ready(method, (*_entries(usable, method), *_entries(hopeless, method)))
+        if len(usable) < terms.min_groups:
+            missing.append(f"{method}: {len(usable)} of {terms.min_groups} groups")
+        else:
+            missing.append(f"{method}: {agents} of {terms.min_agents} agents")
+    if len(hopeless) >= terms.min_groups:
+        return Empty(_entries(hopeless, "grpo"))
+    return Wait(tuple(missing))
+
+
+def _entries(items: Sequence[tuple[ScoredGroup, list[Carries]]], method: Method) -> tuple[Entry, ...]:
+    found = []
+    for group, verdicts in items:
+        strength = advantages([member.score for member in group.members], group.homogeneous)
+        for member, verdict, advantage in zip(group.members, verdicts, strength, strict=True):
+            found.append(
+                Entry(
+                    member.agent_id,
+                    member.trajectory_id,
+                    group.group_id,
+                    group.revision,
+                    verdict.label,
+                    advantage,
+                    _why_left_out(verdict, method),
+                )
+            )
+    return tuple(found)
+
+
+def _why_left_out(verdict: Carries, method: Method) -> str | None:
+    match verdict:
+        case ByGradient():
+            return None if method == "grpo" else "the batch imitates"
+        case ByImitation():
+            return None if method == "imitation" else "the batch trains by gradient"
+        case NotYet(_, reason) | Never(_, reason):
+            return reason
+
+
+def drop_out(entries: Sequence[Entry], rate: float, seed: str) -> tuple[Entry, ...]:
+    """Leave out a share of what would be trained, drawn from the seed and each run's own name; one always stays."""
+
+    def point(entry: Entry) -> float:
+        text = f"{seed}\n{entry.agent_id}\n{entry.trajectory_id}"
+        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
+
+    trained = sorted((entry for entry in entries if entry.left_out is None), key=point)
+    dropped = {id(entry) for entry in trained[:-1] if point(entry) < rate}
+    return tuple(replace(entry, left_out="dropout") if id(entry) in dropped else entry for entry in entries)
+
+
+def next_version(number: int) -> str:
+    return f"v{number}"

@@ -1,0 +1,60 @@
+"""The losses, each a pure function of tensors that reads like its formula."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+IMPORTANCE_CAP = 2.0
+
+
+@dataclass(frozen=True)
+class GrpoTerms:
+    """``loss`` to go down; ``clipped`` and ``ratio`` are sums over own tokens, to be shown."""
+
+    loss: torch.Tensor
+    clipped: torch.Tensor
+    ratio: torch.Tensor
+
+
+def grpo_loss(
+    logprobs: torch.Tensor,
+    old_logprobs: torch.Tensor,
+    advantages: torch.Tensor,
+    own: torch.Tensor,
+    weights: torch.Tensor,
+    *,
+    clip_epsilon: float,
+    tokens: float,
+) -> GrpoTerms:
+    """GRPO with a token-level ratio, clipped, and without a KL term.
+
+        r_it  = exp(logprob_it - old_logprob_it)
+        L     = - 1/T  sum_it  own_it  w_it  min(r_it A_i, clip(r_it, 1 - eps, 1 + eps) A_i)
+
+    GRPO, arXiv:2402.03300, eq. 3; normalised by the number T of own tokens in the whole minibatch, as in DAPO,
+    arXiv:2503.14476, eq. 8, so that a long reply's tokens weigh as much as a short one's. All tensors are (rows,
+    positions) but ``advantages``, which is (rows,). ``tokens`` is T, given from outside because a minibatch may go
+    through the model in parts whose gradients are added.
+    """
+    ratio = torch.exp(logprobs - old_logprobs)
+    within = ratio.clamp(1 - clip_epsilon, 1 + clip_epsilon)
+    advantage = advantages[:, None]
+    gain = torch.minimum(ratio * advantage, within * advantage) * weights
+    clipped = (ratio * advantage > within * advantage) & own
+    return GrpoTerms(-(gain * own).sum() / tokens, clipped.sum(), (ratio.detach() * own).sum())
+
+
+def importance(parent_logprobs: torch.Tensor, recorded_logprobs: torch.Tensor) -> torch.Tensor:
+    """Weight of a token that another version drew: w = min(parent's probability / that version's, cap).
+
+    Truncated importance sampling (Ionides 2008); the ratio in ``grpo_loss`` is then taken against the parent, as
+    in decoupled PPO, arXiv:2110.00641.
+    """
+    return torch.exp(parent_logprobs - recorded_logprobs).clamp(max=IMPORTANCE_CAP)
+
+
+def imitation_loss(logprobs: torch.Tensor, own: torch.Tensor, *, tokens: float) -> torch.Tensor:
+    """Mean cross-entropy of the assistant's own tokens: L = - 1/T sum_it own_it logprob_it."""
+    return -(logprobs * own).sum() / tokens

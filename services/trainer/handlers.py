@@ -1,0 +1,60 @@
+"""Messages in, one call, nothing decided."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Field
+from ratchet_sdk.events import Finite, Policy
+
+from services.trainer.batches import Batches
+from services.trainer.service import Trainer
+from shared import subjects
+from shared.bus import Bus
+from shared.events import GroupScored
+
+
+class RegisterBase(BaseModel):
+    policy: Policy = "default"
+    artifact_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    note: Annotated[str, Field(max_length=2000)] | None = None
+
+
+class Train(BaseModel):
+    policy: Policy = "default"
+    min_agents: Annotated[int, Field(ge=1)] | None = None
+    iterations: Annotated[int, Field(ge=1, le=100_000)] | None = None
+    dropout: Annotated[Finite, Field(ge=0, lt=1)] | None = None
+    lookback_windows: Annotated[int, Field(ge=1)] | None = None
+
+
+class AskReadiness(BaseModel):
+    policy: Policy = "default"
+
+
+def subscribe(bus: Bus, trainer: Trainer, batches: Batches) -> None:
+    async def scored(_: GroupScored) -> None:
+        trainer.wake()
+
+    async def register_base(request: RegisterBase) -> dict[str, Any]:
+        return {"version": await trainer.register_base(request.policy, request.artifact_sha256, request.note)}
+
+    async def train(request: Train) -> dict[str, Any]:
+        batch_id, why_not = await batches.claim_now(**request.model_dump())
+        trainer.wake()
+        return {"batch_id": batch_id, "why_not": list(why_not)}
+
+    async def readiness(request: AskReadiness) -> dict[str, Any]:
+        found = await batches.readiness(request.policy)
+        return {
+            "ready": not found.missing,
+            "missing": list(found.missing),
+            "groups": found.groups,
+            "trajectories": found.trajectories,
+            "parent": found.parent,
+        }
+
+    bus.consume(subjects.TRAINER_SCORED, GroupScored, scored, batch_size=256)
+    bus.on_command("trainer", "register_base", RegisterBase, register_base)
+    bus.on_command("trainer", "train", Train, train)
+    bus.on_command("trainer", "readiness", AskReadiness, readiness)

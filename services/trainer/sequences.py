@@ -1,0 +1,66 @@
+"""What goes through the model: a run's calls put together so that each token is seen once. Pure, as the rules are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from services.trainer.domain import CallRecord
+
+
+@dataclass(frozen=True)
+class TokenSequence:
+    """Token ids of one sequence; ``own[i]`` where the agent's model drew ``ids[i]``, with its recorded logprob."""
+
+    ids: tuple[int, ...]
+    own: tuple[bool, ...]
+    logprobs: tuple[float, ...]
+
+
+def token_sequences(calls: Sequence[CallRecord]) -> list[TokenSequence]:
+    """Each call's prompt and reply; a call whose prompt begins with all that came before continues that sequence.
+
+    So a conversation of n turns costs its length once, and each reply token is trained on once.
+    """
+    found: list[TokenSequence] = []
+    for call in calls:
+        prompt, reply = tuple(call.prompt_token_ids or ()), tuple(call.token_ids or ())
+        before = next((s for s in reversed(found) if prompt[: len(s.ids)] == s.ids), None)
+        if before is not None:
+            found.remove(before)
+        head = before or TokenSequence((), (), ())
+        new = len(prompt) - len(head.ids)
+        found.append(
+            TokenSequence(
+                prompt + reply,
+                head.own + (False,) * new + (True,) * len(reply),
+                head.logprobs + (0.0,) * new + tuple(call.logprobs or ()),
+            )
+        )
+    return found
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Messages of one conversation; ``own`` are the indices of those that the agent's model wrote."""
+
+    messages: tuple[dict[str, Any], ...]
+    own: frozenset[int]
+    tools: list[dict[str, Any]] | None
+
+
+def conversations(calls: Sequence[CallRecord]) -> list[Conversation]:
+    """The calls of a run as whole conversations: a call whose prompt extends what came before continues it.
+
+    Each recorded reply is the agent's own exactly once; assistant messages that no recorded call wrote are context.
+    """
+    found: list[Conversation] = []
+    for call in calls:
+        prompt = tuple(call.messages)
+        before = next((c for c in reversed(found) if prompt[: len(c.messages)] == c.messages), None)
+        if before is not None:
+            found.remove(before)
+        own = before.own if before else frozenset[int]()
+        found.append(Conversation((*prompt, call.reply or {}), own | {len(prompt)}, call.tools))
+    return found

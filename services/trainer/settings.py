@@ -1,0 +1,37 @@
+"""What only the trainer is told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from shared.settings import Settings
+
+
+class TrainerSettings(Settings):
+    engine: Literal["torch", "art"] = Field("torch", description="what trains: the torch engine here, or ART")
+    min_groups: int = Field(8, ge=1, description="groups that must teach something before a batch is made")
+    min_agents: int = Field(2, ge=1, description="different agents that a batch must hear")
+    max_groups: int = Field(256, ge=1, description="groups in a batch at most; the newest are taken")
+    learning_rate: float = Field(1e-3, gt=0, description="of AdamW; right for models of a hundred thousand weights")
+    train_steps: int = Field(8, ge=1, description="optimizer steps a batch")
+    minibatch: int = Field(64, ge=1, description="trajectories a GRPO step, more where a batch would not be seen whole")
+    imitation_minibatch: int = Field(4, ge=1, description="conversations a step of imitation, more likewise")
+    max_lag: int = Field(1, ge=0, description="versions between a trajectory and the parent before it is left out")
+    imitation_min_reward: float = Field(1.0, description="reward of record from which a run is worth imitating")
+    clip_epsilon: float = Field(0.2, gt=0, lt=1, description="how far a token's probability may move in one batch")
+    max_grad_norm: float = Field(1.0, gt=0, description="longer gradients are scaled down to this")
+    lease_s: float = Field(60.0, gt=0, description="without a heartbeat for this long, another trainer takes over")
+    tick_s: float = Field(1.0, gt=0, description="how often readiness is looked at when no event says so")
+    sabotage_version: int | None = Field(None, description="fire drill: the version that gets its weights made worse")
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto takes a GPU where there is one")
+    torch_threads: int = Field(2, ge=1, description="threads of one tensor operation on the CPU")
+    micro_tokens: int = Field(16_384, ge=1, description="padded tokens that go through the model at once")
+    wandb_mode: Literal["offline", "online", "disabled"] = Field("offline", description="where batches are logged")
+    wandb_dir: Path = Field(Path(".ratchet/wandb"), description="where offline runs are kept")
+    wandb_project: str = Field("ratchet", description="project that runs are logged to")
+    art_backend: Literal["serverless", "local"] = Field("serverless", description="with engine art: where it trains")
+    art_project: str = Field("ratchet", description="with engine art: the W&B project")
+    art_base_model: str = Field("OpenPipe/Qwen3-14B-Instruct", description="with engine art: what v0 was")

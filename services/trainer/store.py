@@ -1,0 +1,359 @@
+"""All of the trainer's SQL. It alone writes ``batches``, ``batch_trajectories``, ``models`` and ``artifacts``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from services.trainer.domain import Entry, Gate, Method
+from shared.artifacts import Artifact
+from shared.database import Connection, Pool, Record
+from shared.errors import GiveUpError, RetryLaterError
+
+MAX_ATTEMPTS = 3
+
+
+class LeaseLostError(RetryLaterError):
+    """Another trainer has taken the batch over: whatever this one has made of it is void."""
+
+
+@dataclass(frozen=True)
+class Lease:
+    """A batch that this process trains until ``fencing_token`` is no longer the newest."""
+
+    batch_id: str
+    policy: str
+    parent_version: str
+    method: Method
+    fencing_token: int
+    attempts: int
+    config: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class NewModel:
+    version: str
+    number: int
+    artifact: Artifact
+    metrics: dict[str, Any]
+    note: str | None
+
+
+class Store:
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+
+    # where a line stands -----------------------------------------------------------------------
+    async def gates(self, policy: str | None = None, connection: Connection | None = None) -> list[Gate]:
+        """One gate for each policy that has a base model, or for the one that is named."""
+        rows = await (connection or self._pool).fetch(
+            """select b.policy,
+                      (select version from deployments d where d.policy = b.policy and state = 'promoted') as parent,
+                      (select version from deployments d
+                        where d.policy = b.policy and state in ('verifying', 'canary')) as undecided,
+                      (select batch_id from batches t where t.policy = b.policy and state = 'claimed') as running,
+                      (select version from models m
+                        where m.policy = b.policy and number > 0
+                          and not exists (select from deployments d
+                                           where (d.policy, d.version) = (m.policy, m.version))
+                        order by number limit 1) as untried
+                 from models b
+                where number = 0 and ($1::text is null or policy = $1)
+                order by policy""",
+            policy,
+        )
+        return [Gate(**row) for row in rows]
+
+    async def version_numbers(self, policy: str) -> dict[str, int]:
+        rows = await self._pool.fetch("select version, number from models where policy = $1", policy)
+        return {row["version"]: row["number"] for row in rows}
+
+    async def artifact_of(self, policy: str, version: str) -> str:
+        """SHA-256 of a version's artifact. Raises GiveUpError for a version that is not registered."""
+        sha256: str | None = await self._pool.fetchval(
+            "select artifact_sha256 from models where policy = $1 and version = $2", policy, version
+        )
+        if sha256 is None:
+            raise GiveUpError(f"policy {policy} has no version {version}; register a base first")
+        return sha256
+
+    async def next_number(self, policy: str) -> int:
+        number: int = await self._pool.fetchval("select max(number) + 1 from models where policy = $1", policy)
+        return number
+
+    # groups ------------------------------------------------------------------------------------
+    async def unused_groups(self, policy: str, limit: int, lookback_windows: int | None = None) -> list[Record]:
+        """(group_id, revision, homogeneous) of scored groups that no batch holds, newest windows first."""
+        return await self._pool.fetch(
+            """select g.group_id, g.revision, g.homogeneous
+                 from groups g join windows w using (window_id)
+                where g.policy = $1 and g.state = 'scored'
+                  and not exists (select from batch_trajectories t where t.group_id = g.group_id)
+                  and ($3::int is null or w.starts_at >= (
+                        select min(starts_at) from (
+                          select distinct v.starts_at from groups h join windows v using (window_id)
+                           where h.policy = $1 order by v.starts_at desc limit $3) as newest))
+                order by w.starts_at desc, g.group_id
+                limit $2""",
+            policy,
+            limit,
+            lookback_windows,
+        )
+
+    async def judged(self, group_ids: Sequence[str]) -> list[Record]:
+        """(group_id, agent_id, trajectory_id, score, reward) of the newest judgment of each member."""
+        return await self._pool.fetch(
+            """select j.group_id, j.agent_id, j.trajectory_id, j.score, r.reward
+                 from groups g
+                 join judgments j on (j.group_id, j.revision) = (g.group_id, g.revision)
+                 left join lateral (select reward from rewards x
+                                     where (x.agent_id, x.trajectory_id) = (j.agent_id, j.trajectory_id)) r on true
+                where g.group_id = any($1::text[])
+                order by j.group_id, j.agent_id, j.trajectory_id""",
+            list(group_ids),
+        )
+
+    # batches -----------------------------------------------------------------------------------
+    async def claim(
+        self,
+        batch_id: str,
+        policy: str,
+        parent: str,
+        method: Method,
+        entries: Sequence[Entry],
+        config: dict[str, Any],
+        *,
+        empty: bool = False,
+    ) -> bool:
+        """Keep a batch and its members, unless another trainer was faster or the line has moved on.
+
+        Everything that the plan rested on is looked at again under a lock of the policy: the parent, the gate, and
+        that no batch holds any of the groups. The batch is kept without a lease; whoever calls ``take`` first gets it.
+        """
+        groups = sorted({entry.group_id for entry in entries})
+        trained = sum(entry.left_out is None for entry in entries)
+        async with self._pool.acquire() as connection, connection.transaction():
+            await connection.execute("select pg_advisory_xact_lock(hashtextextended('trainer:' || $1, 0))", policy)
+            gates = await self.gates(policy, connection)
+            if gates != [Gate(policy, parent)]:
+                return False
+            if await connection.fetchval(
+                "select exists (select from batch_trajectories where group_id = any($1::text[]))", groups
+            ):
+                return False
+            await connection.execute(
+                """insert into batches (batch_id, policy, parent_version, method, state, fencing_token, lease_until,
+                                        attempts, groups, trajectories, config, finished_at)
+                   values ($1, $2, $3, $4, $5, 0, now(), 0, $6, $7, $8, case when $5 = 'empty' then now() end)""",
+                batch_id,
+                policy,
+                parent,
+                method,
+                "empty" if empty else "claimed",
+                len({entry.group_id for entry in entries if entry.left_out is None}),
+                trained,
+                config,
+            )
+            await self._keep_entries(connection, batch_id, entries)
+        return True
+
+    async def _keep_entries(self, connection: Connection, batch_id: str, entries: Sequence[Entry]) -> None:
+        await connection.execute(
+            """insert into batch_trajectories
+                      (batch_id, agent_id, trajectory_id, group_id, revision, label, advantage, trained, left_out)
+               select $1, agent_id, trajectory_id, group_id, revision, label, advantage, left_out is null, left_out
+                 from unnest($2::text[], $3::text[], $4::text[], $5::int[], $6::text[], $7::float8[], $8::text[])
+                      as e (agent_id, trajectory_id, group_id, revision, label, advantage, left_out)""",
+            batch_id,
+            [entry.agent_id for entry in entries],
+            [entry.trajectory_id for entry in entries],
+            [entry.group_id for entry in entries],
+            [entry.revision for entry in entries],
+            [entry.label for entry in entries],
+            [entry.advantage for entry in entries],
+            [entry.left_out for entry in entries],
+        )
+
+    async def take(self, lease_s: float) -> Lease | None:
+        """A claimed batch that nobody holds, now held by the caller under a new fencing token."""
+        row = await self._pool.fetchrow(
+            """update batches
+                  set fencing_token = fencing_token + 1, attempts = attempts + 1,
+                      lease_until = now() + make_interval(secs => $1)
+                where batch_id = (select batch_id from batches
+                                   where state = 'claimed' and lease_until <= now() and attempts < $2
+                                   order by created_at limit 1 for update skip locked)
+            returning batch_id, policy, parent_version, method, fencing_token, attempts, config""",
+            lease_s,
+            MAX_ATTEMPTS,
+        )
+        return Lease(**row) if row else None
+
+    async def give_up_on_exhausted(self) -> list[str]:
+        """Fail what was begun ``MAX_ATTEMPTS`` times and never ended."""
+        rows = await self._pool.fetch(
+            """update batches set state = 'failed', finished_at = now(),
+                      failure = coalesce(failure || '; ', '') || 'given up after ' || attempts || ' attempts'
+                where state = 'claimed' and lease_until <= now() and attempts >= $1
+            returning batch_id""",
+            MAX_ATTEMPTS,
+        )
+        return [row["batch_id"] for row in rows]
+
+    async def heartbeat(self, lease: Lease, lease_s: float) -> None:
+        """Prolong a lease. Raises LeaseLostError when it is another's by now."""
+        held = await self._pool.fetchval(
+            """update batches set lease_until = now() + make_interval(secs => $3)
+                where batch_id = $1 and fencing_token = $2 and state = 'claimed' returning true""",
+            lease.batch_id,
+            lease.fencing_token,
+            lease_s,
+        )
+        if not held:
+            raise LeaseLostError(f"batch {lease.batch_id} is no longer held under token {lease.fencing_token}")
+
+    async def release(self, lease: Lease, failure: str | None = None) -> None:
+        """Let another trainer have the batch at once; a failure is kept beside it."""
+        await self._pool.execute(
+            """update batches set lease_until = now(), failure = coalesce($3, failure)
+                where batch_id = $1 and fencing_token = $2 and state = 'claimed'""",
+            lease.batch_id,
+            lease.fencing_token,
+            failure,
+        )
+
+    async def fail(self, lease: Lease, failure: str) -> None:
+        await self._pool.execute(
+            """update batches set state = 'failed', failure = $3, finished_at = now()
+                where batch_id = $1 and fencing_token = $2 and state = 'claimed'""",
+            lease.batch_id,
+            lease.fencing_token,
+            failure,
+        )
+
+    async def members(self, batch_id: str) -> list[Record]:
+        """(agent_id, trajectory_id, group_id, label, advantage, score) of what a batch trains on."""
+        return await self._pool.fetch(
+            """select t.agent_id, t.trajectory_id, t.group_id, t.label, t.advantage, j.score
+                 from batch_trajectories t
+                 join judgments j using (group_id, revision, agent_id, trajectory_id)
+                where t.batch_id = $1 and t.trained
+                order by t.group_id, t.agent_id, t.trajectory_id""",
+            batch_id,
+        )
+
+    async def finish(
+        self,
+        lease: Lease,
+        model: NewModel,
+        weights: dict[tuple[str, str], float],
+        skipped: dict[tuple[str, str], str],
+    ) -> None:
+        """The new version, its artifact and the end of its batch, all or nothing.
+
+        ``weights`` are the mean importance weights of stale members, ``skipped`` why others were not trained on after
+        all. Raises LeaseLostError when the batch is another's by now.
+        """
+        async with self._pool.acquire() as connection, connection.transaction():
+            held = await connection.fetchval(
+                """update batches set state = 'trained', finished_at = now(), metrics = $3, failure = null
+                    where batch_id = $1 and fencing_token = $2 and state = 'claimed' returning true""",
+                lease.batch_id,
+                lease.fencing_token,
+                model.metrics,
+            )
+            if not held:
+                raise LeaseLostError(f"batch {lease.batch_id} is no longer held under token {lease.fencing_token}")
+            await self._keep_artifact(connection, model.artifact)
+            await connection.execute(
+                """insert into models
+                          (policy, version, number, parent, batch_id, method, artifact_sha256, metrics, note)
+                   values ($1, $2, $3, $4, $5, $6, $7, $8, $9)""",
+                lease.policy,
+                model.version,
+                model.number,
+                lease.parent_version,
+                lease.batch_id,
+                lease.method,
+                model.artifact.sha256,
+                model.metrics,
+                model.note,
+            )
+            await connection.execute(
+                """update batch_trajectories b set weight = w.weight
+                     from unnest($2::text[], $3::text[], $4::float8[]) as w (agent_id, trajectory_id, weight)
+                    where b.batch_id = $1 and b.agent_id = w.agent_id and b.trajectory_id = w.trajectory_id""",
+                lease.batch_id,
+                [agent_id for agent_id, _ in weights],
+                [trajectory_id for _, trajectory_id in weights],
+                list(weights.values()),
+            )
+            await connection.execute(
+                """update batch_trajectories b set trained = false, left_out = s.reason
+                     from unnest($2::text[], $3::text[], $4::text[]) as s (agent_id, trajectory_id, reason)
+                    where b.batch_id = $1 and b.agent_id = s.agent_id and b.trajectory_id = s.trajectory_id""",
+                lease.batch_id,
+                [agent_id for agent_id, _ in skipped],
+                [trajectory_id for _, trajectory_id in skipped],
+                list(skipped.values()),
+            )
+
+    async def _keep_artifact(self, connection: Connection, artifact: Artifact) -> None:
+        await connection.execute(
+            """insert into artifacts (sha256, uri, size_bytes, files) values ($1, $2, $3, $4)
+               on conflict (sha256) do nothing""",
+            artifact.sha256,
+            artifact.uri,
+            artifact.size_bytes,
+            artifact.files,
+        )
+
+    # models ------------------------------------------------------------------------------------
+    async def register_base(self, policy: str, artifact: Artifact, note: str | None) -> None:
+        """Make an artifact a policy's v0. Twice is once; raises GiveUpError where v0 is another artifact."""
+        async with self._pool.acquire() as connection, connection.transaction():
+            await self._keep_artifact(connection, artifact)
+            await connection.execute(
+                """insert into models (policy, version, number, method, artifact_sha256, note)
+                   values ($1, 'v0', 0, 'base', $2, $3) on conflict do nothing""",
+                policy,
+                artifact.sha256,
+                note,
+            )
+            kept: str = await connection.fetchval(
+                "select artifact_sha256 from models where policy = $1 and number = 0", policy
+            )
+            if kept != artifact.sha256:
+                raise GiveUpError(
+                    f"policy {policy} already has a base, v0 is artifact {kept[:12]}; name another policy to start anew"
+                )
+
+    async def unannounced_models(self) -> list[Record]:
+        return await self._pool.fetch(
+            """select policy, version, parent, batch_id, artifact_sha256, method
+                 from models where announced_at is null order by created_at, number limit 100"""
+        )
+
+    async def model_announced(self, policy: str, version: str) -> None:
+        await self._pool.execute(
+            "update models set announced_at = now() where policy = $1 and version = $2 and announced_at is null",
+            policy,
+            version,
+        )
+
+    # runs of the experiment tracker ---------------------------------------------------------------
+    async def unlogged_batches(self) -> list[Record]:
+        """Trained batches of the last day that no tracker run was kept for, with the version each made."""
+        return await self._pool.fetch(
+            """select b.batch_id, b.policy, b.parent_version, b.method, b.groups, b.trajectories, b.config, b.metrics,
+                      m.version, m.artifact_sha256, m.note
+                 from batches b join models m using (batch_id)
+                where b.state = 'trained' and b.wandb_run is null and b.finished_at > now() - interval '1 day'
+                order by b.finished_at limit 20"""
+        )
+
+    async def keep_run(self, batch_id: str, run_id: str) -> None:
+        await self._pool.execute(
+            "update batches set wandb_run = $2 where batch_id = $1 and wandb_run is null", batch_id, run_id
+        )

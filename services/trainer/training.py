@@ -1,0 +1,83 @@
+"""What an engine is given and what it gives back: the seam between the service and whatever trains."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from services.trainer.domain import CallRecord, Label, Method
+
+Progress = Callable[[int, int, Mapping[str, float]], None]
+"""``progress(step, steps, metrics)``; raises TrainingStoppedError when the result is no longer wanted."""
+
+
+class TrainingStoppedError(Exception):
+    """The lease is lost or the service ends: stop, and leave nothing behind."""
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One run to train on. ``score`` is the judge's, ``advantage`` what it came to within its group."""
+
+    agent_id: str
+    trajectory_id: str
+    group_id: str
+    label: Label
+    advantage: float
+    score: float
+    calls: tuple[CallRecord, ...]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Numbers of one batch, kept with it so that whoever takes it over trains it alike."""
+
+    learning_rate: float
+    steps: int
+    minibatch: int
+    clip_epsilon: float
+    max_grad_norm: float
+    micro_tokens: int
+    seed: int
+
+
+def recipe_of(batch_id: str, numbers: Mapping[str, Any]) -> dict[str, Any]:
+    """The recipe as it is kept with a batch; its seed comes from the batch's id."""
+    seed = int.from_bytes(hashlib.sha256(batch_id.encode()).digest()[:4], "big")
+    return asdict(Recipe(**numbers, seed=seed))
+
+
+@dataclass(frozen=True)
+class Job:
+    batch_id: str
+    policy: str
+    version: str
+    parent_version: str
+    method: Method
+    parent: Path
+    episodes: tuple[Episode, ...]
+    recipe: Recipe
+    sabotage: bool = False
+
+
+@dataclass(frozen=True)
+class Trained:
+    """``metrics`` holds finite numbers and ``curve``, one object a step.
+
+    ``weights`` has the mean importance weight of each stale run, ``skipped`` why a run could not be trained on.
+    """
+
+    metrics: dict[str, Any]
+    weights: dict[tuple[str, str], float] = field(default_factory=dict)
+    skipped: dict[tuple[str, str], str] = field(default_factory=dict)
+
+
+class Engine(Protocol):
+    def train(self, job: Job, directory: Path, progress: Progress) -> Trained:
+        """Train ``job`` and leave the checkpoint in the empty ``directory``. Blocks; called in a thread.
+
+        Raises GiveUpError where the job can never be trained, and whatever ``progress`` raises.
+        """

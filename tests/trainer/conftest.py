@@ -1,0 +1,37 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from services.trainer.base import create_corpus_base
+from shared.artifacts import Artifact, DirectoryStore
+from shared.database import Pool
+from tests.trainer.world import World
+
+CORPUS = [[{"role": "user", "content": "buy hold sell wait the market is up and down " * 4}]]
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny checkpoint: two layers, width 32."""
+    torch.set_num_threads(1)
+    directory = tmp_path_factory.mktemp("base")
+    create_corpus_base(CORPUS, directory, 0, vocabulary=300, width=32)
+    return directory
+
+
+@pytest.fixture
+def artifacts(tmp_path: Path) -> DirectoryStore:
+    return DirectoryStore(tmp_path / "artifacts")
+
+
+@pytest.fixture
+def artifact(artifacts: DirectoryStore, base: Path) -> Artifact:
+    return artifacts.put(base)
+
+
+@pytest.fixture
+def world(pool: Pool) -> World:
+    return World(pool)

@@ -1,0 +1,209 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.trainer.domain import (
+    ByGradient,
+    ByImitation,
+    CallRecord,
+    Carries,
+    Empty,
+    Gate,
+    Judged,
+    Never,
+    NotYet,
+    Ready,
+    ScoredGroup,
+    Terms,
+    Wait,
+    advantages,
+    carries,
+    drop_out,
+    holds,
+    next_version,
+    plan,
+)
+
+EXACT = CallRecord(
+    messages=[{"role": "user", "content": "?"}],
+    response={"message": {"role": "assistant", "content": "buy"}},
+    prompt_token_ids=[1, 2],
+    token_ids=[3],
+    logprobs=[-0.5],
+    temperature=1.0,
+    top_p=None,
+    model_version="v3",
+)
+WORDS = CallRecord(messages=EXACT.messages, response=EXACT.response)
+TERMS = Terms("v3", {f"v{n}": n for n in range(6)}, max_lag=1, min_groups=2, min_agents=2)
+
+
+def member(*calls: CallRecord, agent: str = "a", score: float = 1.0, reward: float | None = 1.0) -> Judged:
+    return Judged(agent, f"run-{agent}", score, reward, calls)
+
+
+def group(*members: Judged, name: str = "g", homogeneous: bool = True) -> ScoredGroup:
+    return ScoredGroup(name, 1, homogeneous, members)
+
+
+def verdict(*calls: CallRecord, homogeneous: bool = True, spread: bool = True, reward: float | None = 1.0) -> Carries:
+    one = member(*calls, reward=reward)
+    other = member(*calls, agent="b", score=0.0 if spread else 1.0)
+    return carries(one, group(one, other, homogeneous=homogeneous), TERMS)
+
+
+@pytest.mark.parametrize(
+    ("changes", "want"),
+    [
+        ({}, ByGradient("exact")),
+        ({"temperature": None}, ByGradient("exact")),
+        ({"model_version": "v2"}, ByGradient("stale")),
+        ({"model_version": "v4"}, ByGradient("stale")),
+        ({"model_version": "v1"}, Never("stale", "it is 2 versions away from v3, over max_lag 1")),
+        ({"model_version": "gpt"}, Never("mixed", "gpt is no version of this line")),
+        ({"model_version": None}, Never("mixed", "None is no version of this line")),
+        ({"temperature": 0.7}, Never("mixed", "it was not sampled at temperature 1 and top_p 1")),
+        ({"top_p": 0.9}, Never("mixed", "it was not sampled at temperature 1 and top_p 1")),
+        ({"prompt_token_ids": None}, Never("mixed", "a call of it lacks token ids or finite logprobs")),
+        ({"token_ids": None}, Never("mixed", "a call of it lacks token ids or finite logprobs")),
+        ({"logprobs": None}, Never("mixed", "a call of it lacks token ids or finite logprobs")),
+        ({"logprobs": [-0.5, -0.5]}, Never("mixed", "a call of it lacks token ids or finite logprobs")),
+        ({"logprobs": [float("nan")]}, Never("mixed", "a call of it lacks token ids or finite logprobs")),
+        ({"response": None}, Never("mixed", "a reply of it was not recorded")),
+    ],
+)
+def test_one_call_decides_what_its_run_can_carry(changes: dict[str, object], want: Carries) -> None:
+    changed = replace(EXACT, **changes)  # type: ignore[arg-type]  # each case names its own field
+    assert verdict(changed) == want
+    if want != ByGradient("exact"):
+        assert verdict(EXACT, changed) == want
+
+
+def test_a_run_of_words_and_tokens_is_mixed() -> None:
+    assert verdict(EXACT, WORDS) == Never("mixed", "a call of it lacks token ids or finite logprobs")
+    assert verdict() == Never("mixed", "it has no recorded model call")
+
+
+def test_only_what_an_outcome_calls_good_is_imitated() -> None:
+    assert verdict(WORDS) == ByImitation()
+    assert verdict(WORDS, reward=0.5) == Never("imitation", "its reward of record 0.5 is under 1")
+    assert verdict(WORDS, reward=None) == NotYet("imitation", "it has no reward of record")
+    assert verdict(WORDS, homogeneous=False) == Never("imitation", "its group did not start alike")
+    assert verdict(WORDS, spread=False) == Never("imitation", "its group has no spread")
+
+
+scores = st.lists(st.floats(0, 1, width=16), min_size=2, max_size=8)
+
+
+@given(scores, st.booleans())
+def test_advantages_are_the_written_out_ones(values: list[float], homogeneous: bool) -> None:
+    array = np.array(values)
+    if array.max() == array.min():
+        want = np.zeros(len(values))
+    elif homogeneous:
+        want = (array - array.mean()) / (array.std() + 1e-4)
+    else:
+        want = np.array([array[i] - np.delete(array, i).mean() for i in range(len(values))])
+    np.testing.assert_allclose(advantages(values, homogeneous), want, atol=1e-9)
+    assert sum(advantages(values, homogeneous)) == pytest.approx(0, abs=1e-6)
+
+
+def test_a_group_of_one_has_no_advantage() -> None:
+    assert advantages([1.0], True) == [0.0]
+    assert not ScoredGroup("g", 1, True, ()).has_spread()
+
+
+def test_what_holds_the_next_batch_back() -> None:
+    assert holds(Gate("p", "v1")) == []
+    assert len(holds(Gate("p", None, "v2", "batch-1", "v3"))) == 4
+
+
+def pair(name: str, good: CallRecord, bad: CallRecord, **more: object) -> ScoredGroup:
+    return group(
+        member(good, agent="a", score=1.0, **more),  # type: ignore[arg-type]  # reward alone is passed on
+        member(bad, agent="b", score=0.0, reward=0.0),
+        name=name,
+    )
+
+
+def test_a_batch_trains_by_gradient_where_enough_groups_can() -> None:
+    lost = replace(EXACT, model_version="v0")
+    groups = [
+        pair("g1", EXACT, EXACT),
+        pair("g2", EXACT, lost),
+        pair("words", WORDS, WORDS),
+        pair("old", lost, lost),
+        pair("open", WORDS, WORDS, reward=None),
+    ]
+    ready = plan(groups, TERMS)
+    assert isinstance(ready, Ready)
+    assert ready.method == "grpo"
+    held = [(entry.group_id, entry.agent_id, entry.left_out is None) for entry in ready.entries]
+    assert held == [
+        ("g1", "a", True),
+        ("g1", "b", True),
+        ("g2", "a", True),
+        ("g2", "b", False),
+        ("old", "a", False),
+        ("old", "b", False),
+    ]
+    assert [entry.advantage for entry in ready.entries][:2] == advantages([1.0, 0.0], True)
+
+
+def test_a_batch_imitates_where_no_gradient_can_be_had() -> None:
+    # two groups hold exact tokens: too few for a gradient, and the one without words stays for a later batch
+    mixed = group(member(WORDS, agent="c"), member(EXACT, agent="d", score=0.0), name="both")
+    groups = [pair("g1", WORDS, WORDS), pair("g2", EXACT, EXACT), pair("g3", WORDS, WORDS), mixed]
+    ready = plan(groups, replace(TERMS, min_groups=3))
+    assert isinstance(ready, Ready)
+    assert ready.method == "imitation"
+    assert [(e.group_id, e.agent_id, e.left_out) for e in ready.entries] == [
+        ("g1", "a", None),
+        ("g1", "b", "its reward of record 0 is under 1"),
+        ("g3", "a", None),
+        ("g3", "b", "its reward of record 0 is under 1"),
+        ("both", "c", None),
+        ("both", "d", "the batch imitates"),
+    ]
+
+
+def test_words_in_a_gradient_batch_say_why_they_are_left_out() -> None:
+    both = group(member(EXACT, agent="a"), member(WORDS, agent="b", score=0.0), name="both")
+    ready = plan([both, pair("g", EXACT, EXACT)], TERMS)
+    assert isinstance(ready, Ready)
+    assert ready.entries[1].left_out == "the batch trains by gradient"
+
+
+def test_what_is_missing_is_said() -> None:
+    assert plan([pair("g1", EXACT, EXACT)], TERMS) == Wait(("grpo: 1 of 2 groups", "imitation: 0 of 2 groups"))
+    alone = [group(member(EXACT), member(WORDS, score=0.0), name=str(n)) for n in range(2)]
+    assert plan(alone, TERMS) == Wait(("grpo: 1 of 2 agents", "imitation: 1 of 2 agents"))
+
+
+def test_groups_in_which_nothing_can_be_trained_are_recorded() -> None:
+    lost = replace(EXACT, temperature=0.5)
+    empty = plan([pair("g1", lost, lost), pair("g2", lost, lost), pair("g3", WORDS, WORDS, reward=None)], TERMS)
+    assert isinstance(empty, Empty)
+    assert {entry.group_id for entry in empty.entries} == {"g1", "g2"}
+    assert all(entry.left_out for entry in empty.entries)
+
+
+@given(st.floats(0, 0.99), st.text())
+def test_dropout_is_repeatable_and_leaves_something(rate: float, seed: str) -> None:
+    ready = plan([pair(f"g{n}", EXACT, EXACT) for n in range(10)], TERMS)
+    assert isinstance(ready, Ready)
+    dropped = drop_out(ready.entries, rate, seed)
+    assert dropped == drop_out(ready.entries, rate, seed)
+    assert any(entry.left_out is None for entry in dropped)
+    assert [replace(entry, left_out=None) for entry in dropped] == list(ready.entries)
+    if rate == 0:
+        assert dropped == ready.entries
+
+
+def test_versions_are_numbered() -> None:
+    assert next_version(3) == "v3"

@@ -1,0 +1,171 @@
+"""The torch engine on a real, tiny model: what was better gets more probable, and nothing else is touched."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from services.trainer import checkpoint
+from services.trainer.domain import CallRecord, Label, Method
+from services.trainer.engine_torch import TorchEngine
+from services.trainer.sequences import Conversation
+from services.trainer.training import Episode, Job, Recipe, TrainingStoppedError
+from shared.errors import GiveUpError
+
+RECIPE = Recipe(learning_rate=3e-3, steps=4, minibatch=64, clip_epsilon=0.2, max_grad_norm=1.0, micro_tokens=40, seed=1)
+PROMPT, GOOD, BAD = [5, 6, 7, 8], [20, 21], [30]
+
+
+def quiet(step: int, steps: int, metrics: Mapping[str, float]) -> None:
+    pass
+
+
+def logprobs(directory: Path, prompt: list[int], reply: list[int]) -> list[float]:
+    model = AutoModelForCausalLM.from_pretrained(directory)
+    with torch.inference_mode():
+        logits = model(torch.tensor([prompt + reply])).logits[0, len(prompt) - 1 : -1]
+    found: list[float] = logits.log_softmax(-1).gather(-1, torch.tensor(reply)[:, None])[:, 0].tolist()
+    return found
+
+
+def exact(base: Path, prompt: list[int], reply: list[int], shift: float = 0.0) -> CallRecord:
+    recorded = [value + shift for value in logprobs(base, prompt, reply)]
+    return CallRecord(
+        [], {"message": {"role": "assistant"}}, prompt_token_ids=prompt, token_ids=reply, logprobs=recorded
+    )
+
+
+def episode(agent: str, advantage: float, *calls: CallRecord, label: Label = "exact") -> Episode:
+    return Episode(agent, "run", "g", label, advantage, 1.0, calls)
+
+
+def job(base: Path, *episodes: Episode, method: Method = "grpo", **recipe: Any) -> Job:
+    return Job("batch-1", "default", "v1", "v0", method, base, episodes, replace(RECIPE, **recipe))
+
+
+def test_the_better_reply_gets_more_probable(base: Path, tmp_path: Path) -> None:
+    wanted = job(
+        base,
+        episode("a", 1.0, exact(base, PROMPT, GOOD)),
+        episode("b", -1.0, exact(base, PROMPT, BAD)),
+        episode("c", 0.0, exact(base, [9] * 30, [40])),
+    )
+    steps: list[tuple[int, Mapping[str, float]]] = []
+    trained = TorchEngine(device="cpu").train(
+        wanted, tmp_path, lambda step, _, metrics: steps.append((step, metrics)) if metrics else None
+    )
+    assert sum(logprobs(tmp_path, PROMPT, GOOD)) > sum(logprobs(base, PROMPT, GOOD)) + 0.2
+    assert sum(logprobs(tmp_path, PROMPT, BAD)) < sum(logprobs(base, PROMPT, BAD)) - 0.1
+    curve = trained.metrics["curve"]
+    assert [step for step, _ in steps] == [1, 2, 3, 4]
+    assert curve[0]["ratio"] == pytest.approx(1, abs=1e-3)  # the recorded logprobs are the parent's own
+    assert curve[0]["loss"] == pytest.approx(-(2 - 1 + 0) / 4, abs=1e-3)  # mean over four tokens of -A
+    card = (tmp_path / "README.md").read_text()
+    assert "batch-1" in card
+    assert "3 runs" in card
+    for name in ("tokenizer.json", "chat_template.jinja"):
+        assert (tmp_path / name).read_bytes() == (base / name).read_bytes()
+
+
+def test_the_same_batch_gives_the_same_weights(base: Path, tmp_path: Path) -> None:
+    episodes = [episode(str(n), n - 2.0, exact(base, PROMPT, [20 + n])) for n in range(5)]
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        TorchEngine(device="cpu").train(job(base, *episodes, minibatch=2), tmp_path / name, quiet)
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("one", "two")]
+    assert weights[0] == weights[1] != (base / "model.safetensors").read_bytes()
+
+
+def test_stale_runs_are_weighed_by_the_truncated_ratio(base: Path, tmp_path: Path) -> None:
+    wanted = job(
+        base,
+        episode("half", 1.0, exact(base, PROMPT, GOOD, shift=0.6931472), label="stale"),
+        episode("capped", -1.0, exact(base, PROMPT, BAD, shift=-3.0), label="stale"),
+        steps=1,
+    )
+    trained = TorchEngine(device="cpu").train(wanted, tmp_path, quiet)
+    assert trained.weights == {("half", "run"): pytest.approx(0.5, abs=1e-3), ("capped", "run"): 2.0}
+    assert trained.metrics["curve"][0]["loss"] == pytest.approx(-(2 * 0.5 - 2) / 3, abs=1e-3)
+
+
+def words(*turns: str) -> CallRecord:
+    roles = ["user" if n % 2 == 0 else "assistant" for n in range(len(turns))]
+    messages = [{"role": role, "content": text} for role, text in zip(roles, turns, strict=True)]
+    return CallRecord(messages[:-1], {"message": messages[-1]})
+
+
+def test_imitation_learns_the_assistants_words(base: Path, tmp_path: Path) -> None:
+    episodes = [episode("a", 1.0, words("up?", "buy"), words("up?", "buy", "down?", "sell now"), label="imitation")]
+    trained = TorchEngine(device="cpu").train(job(base, *episodes, method="imitation", steps=6), tmp_path, quiet)
+    assert trained.metrics["sequences"] == 1
+    assert trained.metrics["loss_last"] < trained.metrics["loss_first"] - 0.3
+
+
+def test_only_the_agents_own_words_carry_loss(base: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    messages = (
+        {"role": "user", "content": "up?"},
+        {"role": "assistant", "content": "an example"},
+        {"role": "user", "content": "and now?"},
+        {"role": "assistant", "content": " sell\n", "tool_calls": None},
+    )
+    found = checkpoint.render(tokenizer, Conversation(messages, frozenset({3}), None))
+    own = tokenizer.decode([token for token, mine in zip(found.ids, found.own, strict=True) if mine])
+    assert own == " sell\n<|im_end|>"
+
+
+def test_a_template_without_marks_is_refused(base: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.chat_template = "{% for message in messages %}{{ message.content }}{% endfor %}"
+    with pytest.raises(GiveUpError, match="0 of 1 assistant messages"):
+        checkpoint.render(tokenizer, Conversation(({"role": "assistant", "content": "x"},), frozenset({0}), None))
+
+
+def test_a_sabotaged_version_is_worse(base: Path, tmp_path: Path) -> None:
+    wanted = job(
+        base,
+        episode("a", 1.0, words("up?", "buy"), label="imitation"),
+        method="imitation",
+        steps=12,
+        learning_rate=1e-2,
+    )
+    prompt = AutoTokenizer.from_pretrained(base).apply_chat_template(
+        [{"role": "user", "content": "up?"}], add_generation_prompt=True, return_dict=False
+    )
+    reply = AutoTokenizer.from_pretrained(base)("buy<|im_end|>", add_special_tokens=False)["input_ids"]
+    said = {}
+    for name, sabotage in (("good", False), ("bad", True)):
+        (tmp_path / name).mkdir()
+        TorchEngine(device="cpu").train(replace(wanted, sabotage=sabotage), tmp_path / name, quiet)
+        said[name] = sum(logprobs(tmp_path / name, prompt, reply))
+    assert said["bad"] < said["good"] - 1
+    assert "fire drill" in (tmp_path / "bad" / "README.md").read_text()
+
+
+def test_what_cannot_go_through_the_model_is_said(base: Path, tmp_path: Path) -> None:
+    long = replace(exact(base, PROMPT, BAD), prompt_token_ids=[5] * 70_000)
+    fits = exact(base, PROMPT, GOOD)
+    engine = TorchEngine(device="cpu")
+    trained = engine.train(job(base, episode("a", 1.0, fits), episode("b", -1.0, long), steps=1), tmp_path, quiet)
+    assert trained.skipped == {("b", "run"): "its 70001 tokens are over the model's context of 65536"}
+    with pytest.raises(GiveUpError, match="context is 65536"):
+        engine.train(job(base, episode("b", -1.0, long)), tmp_path, quiet)
+    with pytest.raises(GiveUpError, match="outside the parent's vocabulary"):
+        engine.train(job(base, episode("a", 1.0, replace(fits, prompt_token_ids=[999]))), tmp_path, quiet)
+    with pytest.raises(GiveUpError, match="not finite"):
+        engine.train(job(base, episode("a", -1.0, exact(base, PROMPT, GOOD, shift=-200.0))), tmp_path, quiet)
+
+
+def test_training_stops_when_it_is_told(base: Path, tmp_path: Path) -> None:
+    def stop(step: int, steps: int, metrics: Mapping[str, float]) -> None:
+        raise TrainingStoppedError
+
+    with pytest.raises(TrainingStoppedError):
+        TorchEngine(device="cpu").train(job(base, episode("a", 1.0, exact(base, PROMPT, GOOD))), tmp_path, stop)
+    assert list(tmp_path.iterdir()) == []

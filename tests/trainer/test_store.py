@@ -1,0 +1,145 @@
+"""Claiming, leases and fencing on a real Postgres."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from services.trainer.domain import Entry, Gate
+from services.trainer.store import MAX_ATTEMPTS, Lease, LeaseLostError, NewModel, Store
+from shared.artifacts import Artifact
+from shared.database import Pool
+from shared.errors import GiveUpError
+from tests.trainer.world import World
+
+
+@pytest.fixture
+def store(pool: Pool) -> Store:
+    return Store(pool)
+
+
+@pytest.fixture
+async def line(store: Store, world: World, artifact: Artifact) -> World:
+    """A promoted base and two scored groups."""
+    await store.register_base("default", artifact, None)
+    await world.deployment("v0", "promoted")
+    await world.exact_groups(2)
+    return world
+
+
+def entries(*groups: str) -> list[Entry]:
+    return [Entry(f"a{n}", f"{g}-{n}", g, 1, "exact", 1.0 - 2 * n, None) for g in groups for n in (0, 1)]
+
+
+async def claim(store: Store, batch_id: str, *groups: str, parent: str = "v0", **more: Any) -> bool:
+    return await store.claim(batch_id, "default", parent, "grpo", entries(*groups or ("g0",)), {}, **more)
+
+
+async def expire(pool: Pool) -> None:
+    await pool.execute("update batches set lease_until = now() - interval '1 second' where state = 'claimed'")
+
+
+async def taken(store: Store) -> Lease:
+    lease = await store.take(60)
+    assert lease is not None
+    return lease
+
+
+def model(artifact: Artifact, number: int = 1) -> NewModel:
+    return NewModel(f"v{number}", number, artifact, {"loss_first": 1.0}, None)
+
+
+async def test_two_trainers_that_claim_at_once_make_one_batch(store: Store, line: World, pool: Pool) -> None:
+    made = await asyncio.gather(*(claim(store, f"b{n}", "g0", "g1") for n in range(4)))
+    assert sorted(made) == [False, False, False, True]
+    assert await pool.fetchval("select count(*) from batches") == 1
+    assert await pool.fetchval("select count(*) from batch_trajectories") == 4
+    leases = await asyncio.gather(*(store.take(60) for _ in range(4)))
+    [lease] = [lease for lease in leases if lease is not None]
+    assert (lease.fencing_token, lease.attempts) == (1, 1)
+
+
+async def test_a_line_that_has_moved_on_is_not_claimed(store: Store, line: World, artifact: Artifact) -> None:
+    assert not await claim(store, "b", parent="v7")
+    assert await claim(store, "b1")
+    lease = await taken(store)
+    assert not await claim(store, "b2", "g1")  # one is being trained
+    await store.finish(lease, model(artifact), {}, {})
+    assert not await claim(store, "b2", "g1")  # one is trained and not on trial
+    await line.deployment("v1", "canary")
+    assert await store.gates() == [Gate("default", "v0", undecided="v1")]
+    assert not await claim(store, "b2", "g1")  # one is on trial
+    await line.deployment("v1", "rolled_back")
+    assert not await claim(store, "b2", "g0")  # a batch holds the group
+    assert await claim(store, "b2", "g1")
+
+
+async def test_an_expired_lease_is_taken_over_and_the_first_holder_is_fenced(
+    store: Store, line: World, artifact: Artifact, pool: Pool
+) -> None:
+    await claim(store, "b")
+    first = await taken(store)
+    assert await store.take(60) is None
+    await expire(pool)
+    second = await taken(store)
+    assert (second.fencing_token, second.attempts) == (2, 2)
+    with pytest.raises(LeaseLostError):
+        await store.heartbeat(first, 60)
+    with pytest.raises(LeaseLostError):
+        await store.finish(first, model(artifact), {}, {})
+    await store.fail(first, "too late")
+    await store.release(first, "too late")
+    assert await pool.fetchval("select count(*) from models") == 1
+    await store.heartbeat(second, 60)
+    await store.finish(second, model(artifact), {("a0", "g0-0"): 0.5}, {("a1", "g0-1"): "too long"})
+    row = await pool.fetchrow("select state, failure, metrics from batches")
+    assert tuple(row or ()) == ("trained", None, {"loss_first": 1.0})
+    rows = await pool.fetch("select weight, trained, left_out from batch_trajectories order by agent_id")
+    assert [tuple(row) for row in rows] == [(0.5, True, None), (1.0, False, "too long")]
+
+
+async def test_a_heartbeat_keeps_a_lease(store: Store, line: World, pool: Pool) -> None:
+    await claim(store, "b")
+    lease = await taken(store)
+    await expire(pool)
+    await store.heartbeat(lease, 60)
+    assert await store.take(60) is None
+
+
+async def test_what_never_ends_is_given_up(store: Store, line: World, pool: Pool) -> None:
+    await claim(store, "b")
+    for _ in range(MAX_ATTEMPTS):
+        assert await store.give_up_on_exhausted() == []
+        await taken(store)
+        await expire(pool)
+    assert await store.take(60) is None
+    assert await store.give_up_on_exhausted() == ["b"]
+    assert await pool.fetchval("select failure from batches") == "given up after 3 attempts"
+    assert await claim(store, "b2", "g1")
+
+
+async def test_a_base_is_registered_once(store: Store, artifact: Artifact, pool: Pool) -> None:
+    await store.register_base("default", artifact, "first")
+    await store.register_base("default", artifact, "again")
+    assert await pool.fetchval("select note from models") == "first"
+    other = Artifact("0" * 64, "file:///x", 1, {"x": "y"})
+    with pytest.raises(GiveUpError, match="already has a base"):
+        await store.register_base("default", other, None)
+    assert await pool.fetchval("select count(*) from artifacts") == 1
+    await store.register_base("posters", other, None)
+
+
+async def test_groups_are_looked_at_newest_first_and_within_the_lookback(store: Store, line: World) -> None:
+    await line.exact_groups(1, prefix="new", window=5)
+    await line.group("tie", [([], 0.0), ([], 0.0)], window=6, state="tie")
+
+    async def seen(limit: int = 9, lookback: int | None = None) -> list[str]:
+        return [row["group_id"] for row in await store.unused_groups("default", limit, lookback)]
+
+    assert await seen() == ["new0", "g0", "g1"]
+    assert await seen(limit=2) == ["new0", "g0"]
+    assert await seen(lookback=2) == ["new0"]
+    await claim(store, "b", "new0")
+    assert await seen() == ["g0", "g1"]
