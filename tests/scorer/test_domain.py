@@ -1,0 +1,198 @@
+"""Grouping is a partition that arrival cannot move; scores follow ranks and nothing else."""
+
+from __future__ import annotations
+
+import math
+import random
+import re
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from ratchet_sdk.events import LlmCall, Step
+
+from services.scorer.domain import (
+    Run,
+    form_groups,
+    group_id,
+    partition,
+    pause_s,
+    reason_left_out,
+    scores_of_rewards,
+    start_signature,
+    verdict,
+)
+from shared.trajectories import RunKey, assemble
+from tests.scorer.runs import STARTS, WINDOW, events
+
+GOOD = Run("a", "t", "default", "ACME", "completed", late=False, called=True, rewarded=True, signature="s")
+
+names = st.text("abc123", min_size=1, max_size=4)
+keys = st.tuples(names, names)
+key_sets = st.sets(keys, max_size=40).map(sorted)
+runs = st.builds(
+    Run,
+    agent_id=names,
+    trajectory_id=names,
+    policy=st.sampled_from(["default", "posters"]),
+    scenario_id=st.sampled_from(["x", "y"]),
+    status=st.sampled_from(["completed", "failed", "truncated", "open"]),
+    late=st.booleans(),
+    called=st.booleans(),
+    rewarded=st.booleans(),
+    signature=st.sampled_from(["s", "s", "other", None]),
+)
+run_sets = st.lists(runs, max_size=40, unique_by=lambda run: run.key)
+
+
+@given(key_sets, st.integers(2, 9))
+def test_a_split_is_a_partition_in_even_parts(members: list[RunKey], group_max: int) -> None:
+    parts = partition(members, group_max)
+    sizes = [len(part) for part in parts]
+    assert sorted(key for part in parts for key in part) == members
+    assert len(parts) == math.ceil(len(members) / group_max)
+    assert not sizes or (max(sizes) - min(sizes) <= 1 and max(sizes) <= group_max)
+    if group_max > 2 and len(members) > 1:
+        assert min(sizes) >= 2, "nobody is left alone by a split"
+
+
+@given(run_sets, st.integers(2, 5), st.booleans(), st.randoms(use_true_random=False))
+def test_groups_hold_every_run_once_whatever_the_order(
+    window: list[Run], group_max: int, by_outcome: bool, chance: random.Random
+) -> None:
+    groups = form_groups(WINDOW, window, group_max=group_max, by_outcome=by_outcome)
+    placed = [member.key for group in groups for member in group.members]
+    assert sorted(placed) == sorted(run.key for run in window)
+    by_key = {run.key: run for run in window}
+    for group in groups:
+        assert group.judged <= group_max
+        judged = set()
+        for member in group.members:
+            run = by_key[member.key]
+            assert (run.policy, run.scenario_id) == (group.policy, group.scenario_id)
+            assert member.left_out == reason_left_out(run, by_outcome=by_outcome)
+            if member.left_out is None:
+                judged.add(run.signature)
+        assert group.homogeneous == (len(judged) == 1)
+    arrived = list(window)
+    chance.shuffle(arrived)
+    assert form_groups(WINDOW, arrived, group_max=group_max, by_outcome=by_outcome) == groups
+    assert len({group.group_id for group in groups}) == len(groups)
+
+
+@given(run_sets, run_sets)
+def test_late_runs_change_no_group(window: list[Run], late: list[Run]) -> None:
+    known = {run.key for run in window}
+    more = [replace(run, late=True) for run in late if run.key not in known]
+
+    def judged(runs: list[Run]) -> list[Any]:
+        groups = form_groups(WINDOW, runs, group_max=3, by_outcome=True)
+        return [[m.key for m in group.members if m.left_out is None] for group in groups if group.judged]
+
+    assert judged(window) == judged(window + more)
+
+
+@pytest.mark.parametrize(
+    ("change", "by_outcome", "words"),
+    [
+        ({}, True, None),
+        ({"late": True}, True, "late"),
+        ({"status": "open"}, True, "never ended"),
+        ({"called": False}, False, "no model call"),
+        ({"signature": None}, False, "not stored"),
+        ({"rewarded": False}, True, "no reward"),
+        ({"rewarded": False}, False, None),
+        ({"rewarded": False, "status": "truncated"}, True, None),
+        ({"rewarded": False, "status": "failed"}, True, None),
+    ],
+)
+def test_who_is_left_out_and_why(change: dict[str, Any], by_outcome: bool, words: str | None) -> None:
+    reason = reason_left_out(replace(GOOD, **change), by_outcome=by_outcome)
+    assert reason is None if words is None else words in (reason or "")
+
+
+def test_a_group_has_a_name_that_says_where_it_lies_and_fits_a_url() -> None:
+    name = group_id("default", "2026-11-20T10:00~900s", "wild / scenario?", 0)
+    assert re.fullmatch(r"default-20261120T1000900s-[0-9a-f]{16}", name)
+    others = [("posters", WINDOW, "s", 0), ("default", WINDOW, "s", 1), ("default", WINDOW, "s0", 0)]
+    assert len({group_id(*other) for other in others}) == 3
+
+
+def test_a_start_is_what_the_agent_could_not_choose() -> None:
+    def signature(changed: Any = None, **said: Any) -> str:
+        sent = events("t", **said)
+        if changed:
+            changed(sent[1])
+        return start_signature(assemble("a", "t", [event.model_dump_json(by_alias=True).encode() for event in sent]))
+
+    def other_tools(step: Step) -> None:
+        step.llm_calls[0].tools = [{"type": "function"}]
+
+    def other_world(step: Step) -> None:
+        step.environment = {"prices": {"ACME": 11}}
+
+    def later(step: Step) -> None:
+        step.step = 1
+
+    same = signature()
+    assert signature(said="sell", own_reward=3.0) == same
+    assert len({same, signature(system="You gamble."), *map(signature, (other_tools, other_world, later))}) == 5
+    assert start_signature(assemble("a", "t", [])) == start_signature(assemble("b", "t", []))
+
+
+def test_a_developer_message_is_a_system_message() -> None:
+    def signature(text: str) -> str:
+        call = LlmCall(call_id="c", messages=[{"role": "developer", "content": text}], response={})
+        step = Step(trajectory_id="t", started_at=STARTS, occurred_at=STARTS, step=0, llm_calls=[call])
+        return start_signature(assemble("a", "t", [step.model_dump_json(by_alias=True).encode()]))
+
+    assert signature("one") != signature("two")
+
+
+# scores -----------------------------------------------------------------------------------------
+def named(*rewards: float | None) -> dict[RunKey, float | None]:
+    return {("a", str(n)): reward for n, reward in enumerate(rewards)}
+
+
+@pytest.mark.parametrize(
+    ("rewards", "scores"),
+    [
+        ((1.0, 3.0, 2.0), (0.0, 1.0, 0.5)),
+        ((5.0, 5.0, 1.0), (0.75, 0.75, 0.0)),
+        ((5.0, 1.0, 1.0, 1.0), (1.0, 1 / 3, 1 / 3, 1 / 3)),
+        ((2.0, 2.0), (0.5, 0.5)),
+        ((0.1 + 0.2, 0.3), (0.5, 0.5)),
+        ((-7.0, None, None), (1.0, 0.25, 0.25)),
+        ((None, None), (0.5, 0.5)),
+        ((4.0,), (0.5,)),
+    ],
+)
+def test_scores_are_mean_ranks(rewards: tuple[float | None, ...], scores: tuple[float, ...]) -> None:
+    found = scores_of_rewards(named(*rewards))
+    assert [found[key] for key in named(*rewards)] == pytest.approx(list(scores))
+
+
+@given(st.dictionaries(keys, st.none() | st.integers(-5, 5).map(float), min_size=2, max_size=9))
+def test_scores_keep_the_order_and_depend_on_nothing_else(rewards: dict[RunKey, float | None]) -> None:
+    scores = scores_of_rewards(rewards)
+    assert scores_of_rewards(dict(reversed(rewards.items()))) == scores
+    assert sum(scores.values()) == pytest.approx(len(scores) / 2)
+    worth = {key: -math.inf if reward is None else reward for key, reward in rewards.items()}
+    for one in rewards:
+        assert 0 <= scores[one] <= 1
+        for other in rewards:
+            assert (worth[one] > worth[other]) == (scores[one] > scores[other])
+    assert (verdict(scores).state == "tie") == (len(set(worth.values())) == 1)
+
+
+def test_a_verdict_ranks_from_one_and_knows_a_tie() -> None:
+    found = verdict({("a", "1"): 0.2, ("b", "1"): 0.9, ("c", "1"): 0.9})
+    assert (found.state, found.spread) == ("scored", pytest.approx(0.7))
+    assert found.ranks == {("a", "1"): 3, ("b", "1"): 1, ("c", "1"): 1}
+    assert verdict({("a", "1"): 0.5, ("b", "1"): 0.5 + 1e-12}).state == "tie"
+
+
+def test_a_failing_judge_is_asked_ever_more_rarely() -> None:
+    assert [pause_s(n) for n in (1, 2, 3, 99)] == [30, 60, 120, 3600]

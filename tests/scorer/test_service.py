@@ -1,0 +1,287 @@
+"""The scorer with the outcome judge, on a real broker and a real database."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pytest
+
+from services.scorer.domain import group_id
+from services.scorer.handlers import subscribe
+from services.scorer.judge_outcome import OutcomeJudge
+from services.scorer.service import Judge, JudgeFailedError, Opinion, Scorer
+from services.scorer.store import Case, Judgment, ScorerStore
+from shared.bus import Bus
+from shared.database import Pool
+from shared.errors import RetryLaterError
+from shared.events import GroupScored
+from shared.trajectories import RunKey
+from tests.scorer.runs import WINDOW, add_fact, add_run, add_window, resolved
+
+
+class Kept:
+    """An outbox that keeps what is announced, by message id, as the stream does."""
+
+    def __init__(self) -> None:
+        self.events: dict[str, Any] = {}
+        self.away = False
+
+    async def announce(self, event: Any) -> None:
+        if self.away:
+            raise RetryLaterError("the broker is away")
+        assert self.events.setdefault(event.message_id, event) == event, "one message id, two contents"
+
+
+def scorer(pool: Pool, outbox: Any, judge: Judge | None = None, **settings: Any) -> Scorer:
+    store = ScorerStore(pool)
+    settings = {"group_max": 8, "concurrency": 4, "rounds": 3, **settings}
+    return Scorer(store, judge or OutcomeJudge(store), outbox, **settings)
+
+
+class Scripted:
+    """A judge that does as it is told."""
+
+    name = "scripted"
+    model: str | None = "m1"
+    rubric = "test/1"
+    lease_s = 60.0
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.failure: Exception | None = None
+        self.gate = asyncio.Event()
+        self.gate.set()
+
+    async def judge(self, case: Case) -> Mapping[RunKey, Opinion]:
+        self.asked.append(case.group_id)
+        await self.gate.wait()
+        if self.failure:
+            raise self.failure
+        return {key: Opinion(n / 10, f"no. {n}") for n, key in enumerate(sorted(case.members))}
+
+
+async def published(bus: Bus) -> list[GroupScored]:
+    info = await bus.js.stream_info("LOOP")
+    data = [(await bus.js.get_msg("LOOP", n)) for n in range(1, info.state.last_seq + 1)]
+    return [GroupScored.model_validate_json(m.data or b"") for m in data if m.subject == "group.scored"]
+
+
+async def test_a_resolved_window_is_grouped_ranked_and_announced(pool: Pool, bus: Bus) -> None:
+    await add_window(pool)
+    await add_run(pool, "loser", reward=-1.0, own_reward=99.0)
+    await add_run(pool, "winner", reward=2.0, own_reward=-99.0)
+    await add_run(pool, "broke", status="failed", own_reward=50.0)
+    await add_run(pool, "open", status="open")
+    await add_run(pool, "silent", called=False, reward=1.0)
+    await add_run(pool, "tardy", late=True, reward=9.0)
+    await add_run(pool, "unknown")
+    await add_run(pool, "forgotten", stored=False, reward=1.0)
+    await add_run(pool, "alone", scenario="OTHER", reward=1.0)
+    await add_run(pool, "twin1", scenario="TIE", policy="posters", reward=1.0)
+    await add_run(pool, "twin2", scenario="TIE", policy="posters", reward=1.0)
+    await add_fact(pool, "winner", "reward", 3.0)  # a later word on the same run
+    service = scorer(pool, bus)
+    await bus.announce(resolved())
+    subscribe(bus, service)
+    await bus.broker.start()
+    async with asyncio.timeout(10):
+        while await pool.fetchval("select count(*) from groups where announced_at is not null") < 3:
+            await asyncio.sleep(0.01)
+    before = await pool.fetch("select * from judgments order by 1, 2, 3")
+    await service.window_resolved(resolved())  # a redelivery
+    assert await pool.fetch("select * from judgments order by 1, 2, 3") == before
+
+    events = {event.scenario_id: event for event in await published(bus)}
+    assert len(await published(bus)) == 3
+    acme = events["ACME"]
+    assert (acme.state, acme.judge, acme.revision, acme.spread, acme.homogeneous) == ("scored", "outcome", 1, 1.0, True)
+    assert {s.agent_id: (s.score, s.rank) for s in acme.scores} == {
+        "winner": (1.0, 1),
+        "loser": (0.5, 2),
+        "broke": (0.0, 3),
+    }
+    assert (events["OTHER"].state, events["OTHER"].scores, events["OTHER"].revision) == ("small", [], 0)
+    tie = events["TIE"]
+    assert (tie.state, tie.spread, tie.policy, [s.rank for s in tie.scores]) == ("tie", 0, "posters", [1, 1])
+    left_out = await pool.fetch("select agent_id, left_out from group_members where left_out is not null")
+    assert {row["agent_id"]: row["left_out"].split(":")[0] for row in left_out} == {
+        "open": "it never ended",
+        "silent": "no model call of it was recorded",
+        "tardy": "late",
+        "unknown": "no reward of record",
+        "forgotten": "its events are not stored any more",
+    }
+    assert {(row["judge"], row["rubric"]) for row in before} == {("outcome", "reward-of-record/1")}
+
+
+async def test_members_that_started_otherwise_make_a_group_unlike(pool: Pool) -> None:
+    await add_window(pool)
+    await add_run(pool, "a", reward=1.0)
+    await add_run(pool, "b", reward=2.0, system="You gamble.")
+    outbox = Kept()
+    await scorer(pool, outbox).window_resolved(resolved())
+    [event] = outbox.events.values()
+    assert (event.state, event.homogeneous) == ("scored", False)
+
+
+async def test_two_scorers_on_one_window_end_with_one_set(pool: Pool) -> None:
+    await add_window(pool)
+    for n in range(20):
+        await add_run(pool, f"a{n}", reward=float(n), scenario=f"s{n % 2}")
+    judge, outbox = Scripted(), Kept()
+    services = [scorer(pool, outbox, judge, group_max=3, concurrency=2) for _ in range(2)]
+    await asyncio.gather(*(service.window_resolved(resolved()) for service in services))
+    for service in services:
+        await service.announce()
+    assert len(judge.asked) == len(set(judge.asked)) == 8, "each group is judged, and paid for, once"
+    sizes = await pool.fetch("select count(*) from group_members group by group_id")
+    assert sorted(row["count"] for row in sizes) == [2, 2, 2, 2, 3, 3, 3, 3]
+    assert await pool.fetchval("select count(*) from judgments") == 20
+    assert len(outbox.events) == 8
+
+
+async def test_a_failing_judge_is_a_failure_and_no_score(pool: Pool) -> None:
+    await add_window(pool)
+    await add_run(pool, "a")
+    await add_run(pool, "b")
+    judge, outbox = Scripted(), Kept()
+    judge.failure = JudgeFailedError("it said 7")
+    service = scorer(pool, outbox, judge)
+    await service.window_resolved(resolved())
+    row = await pool.fetchrow("select state, failure, judged_at, not_before > now() as rests from groups")
+    assert row is not None
+    assert tuple(row) == ("failed", "it said 7", None, True)
+    assert await pool.fetchval("select count(*) from judgments") == 0
+    assert outbox.events == {}
+    await service.judge_waiting()
+    assert len(judge.asked) == 1, "it rests first"
+
+    judge.failure = None
+    await pool.execute("update groups set not_before = now()")
+    await service.judge_waiting()
+    row = await pool.fetchrow("select state, failure, revision from groups")
+    assert row is not None
+    assert tuple(row) == ("scored", None, 1)
+    assert [event.state for event in outbox.events.values()] == ["scored"]
+
+
+async def test_a_failing_judge_is_not_paid_for_ever(pool: Pool) -> None:
+    await add_window(pool)
+    await add_run(pool, "a")
+    await add_run(pool, "b")
+    judge = Scripted()
+    judge.failure = JudgeFailedError("away")
+    service = scorer(pool, Kept(), judge, rounds=2)
+    await service.window_resolved(resolved())
+    for _ in range(4):
+        await pool.execute("update groups set not_before = now()")
+        await service.judge_waiting()
+    assert len(judge.asked) == 2
+
+
+async def test_what_a_killed_scorer_left_is_taken_up_by_another(pool: Pool) -> None:
+    await add_window(pool)
+    await add_run(pool, "a", reward=1.0)
+    await add_run(pool, "b", reward=2.0)
+    judge, outbox = Scripted(), Kept()
+    judge.gate.clear()
+    killed = asyncio.create_task(scorer(pool, outbox, judge).window_resolved(resolved()))
+    while not judge.asked:
+        await asyncio.sleep(0.01)
+    killed.cancel()
+    service = scorer(pool, outbox)
+    await service.judge_waiting()
+    assert outbox.events == {}, "its lease still runs"
+    await pool.execute("update groups set not_before = now()")
+    await service.judge_waiting()
+    assert [event.judge for event in outbox.events.values()] == ["outcome"]
+
+
+async def test_what_was_judged_and_not_announced_is_swept(pool: Pool) -> None:
+    await add_window(pool)
+    await add_run(pool, "a", reward=1.0)
+    await add_run(pool, "b", reward=2.0)
+    outbox = Kept()
+    outbox.away = True
+    service = scorer(pool, outbox)
+    with pytest.raises(RetryLaterError):
+        await service.window_resolved(resolved())
+    assert await pool.fetchval("select state from groups where announced_at is null") == "scored"
+    outbox.away = False
+    await service.announce()
+    await service.announce()
+    assert [event.group_id for event in outbox.events.values()] == [group_id("default", WINDOW, "ACME", 0)]
+
+
+async def test_a_judgment_that_stands_is_not_written_over(pool: Pool) -> None:
+    await add_window(pool)
+    await add_run(pool, "a", reward=1.0)
+    await add_run(pool, "b", reward=2.0)
+    service = scorer(pool, Kept())
+    await service.window_resolved(resolved())
+    [name] = [row["group_id"] for row in await pool.fetch("select group_id from groups")]
+    late = [Judgment(("a", "t"), 1.0, 1, "bought"), Judgment(("b", "t"), 0.0, 2, "bought")]
+    assert not await service.store.record(name, "scored", 1.0, late, "other", None, "other/1")
+    await service.store.fail(name, "too late", 1.0)
+    rows = await pool.fetch("select agent_id, score, judge from judgments order by agent_id")
+    assert [tuple(row) for row in rows] == [("a", 0.0, "outcome"), ("b", 1.0, "outcome")]
+    assert await pool.fetchval("select state from groups") == "scored"
+
+
+async def test_a_window_without_runs_and_one_that_nobody_knows_are_no_trouble(pool: Pool) -> None:
+    await add_window(pool)
+    service = scorer(pool, Kept())
+    await service.window_resolved(resolved())
+    await service.window_resolved(resolved("2026-11-20T11:00"))
+    assert await pool.fetchval("select count(*) from groups") == 0
+
+
+async def test_a_reward_that_is_gone_is_a_failure_and_no_last_place(pool: Pool) -> None:
+    await add_window(pool)
+    await add_run(pool, "a", reward=1.0)
+    await add_run(pool, "b", reward=2.0)
+    service = scorer(pool, Kept())
+    await service.form(WINDOW)
+    await pool.execute("delete from outcomes where agent_id = 'b'")
+    await service.judge_waiting()
+    assert "had a reward of record" in await pool.fetchval("select failure from groups where state = 'failed'")
+
+
+async def test_an_unexpected_fault_is_neither_a_score_nor_lost(pool: Pool) -> None:
+    await add_window(pool)
+    await add_run(pool, "a")
+    await add_run(pool, "b")
+    judge = Scripted()
+    judge.failure = ZeroDivisionError()
+    with pytest.raises(ZeroDivisionError):
+        await scorer(pool, Kept(), judge).window_resolved(resolved())
+    assert await pool.fetchval("select state from groups") == "pending"
+
+
+def keys_of(agents: Sequence[str]) -> list[RunKey]:
+    return [(agent, "t") for agent in agents]
+
+
+async def test_the_reward_of_record_is_the_worlds_last_word(pool: Pool) -> None:
+    await add_window(pool)
+    await add_run(pool, "a", reward=1.0, own_reward=5.0)
+    await add_fact(pool, "a", "reward", 0.25)
+    await add_fact(pool, "a", "thumbs", 9.0)
+    await add_run(pool, "b", own_reward=5.0)
+    assert await ScorerStore(pool).rewards(keys_of(["a", "b"])) == {("a", "t"): 0.25}
+
+
+async def test_events_carry_ids_and_scores_and_no_text(pool: Pool) -> None:
+    await add_window(pool)
+    for agent in ("a", "b"):
+        await add_run(pool, agent, said="SECRET words")
+    outbox = Kept()
+    await scorer(pool, outbox, Scripted()).window_resolved(resolved())
+    [event] = outbox.events.values()
+    assert "SECRET" not in event.model_dump_json()
+    assert "no. 1" not in event.model_dump_json()
+    assert set(json.loads(event.model_dump_json())["scores"][0]) == {"agent_id", "trajectory_id", "score", "rank"}
+    assert await pool.fetchval("select explanation from judgments where agent_id = 'b'") == "no. 1"
