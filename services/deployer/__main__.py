@@ -1,0 +1,3 @@
+from services.deployer.app import run
+
+run()

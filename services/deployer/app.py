@@ -1,0 +1,57 @@
+"""Composition root of the deployer."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+
+from services.deployer.handlers import subscribe
+from services.deployer.inference import InferenceProbe
+from services.deployer.routes import RouteBucket
+from services.deployer.service import Deployer
+from services.deployer.settings import DeployerSettings
+from services.deployer.store import Store
+from shared import database
+from shared.artifacts import DirectoryStore
+from shared.bus import Bus
+from shared.errors import ConfigurationError, RetryLaterError
+from shared.service import Periodic, serve
+from shared.settings import load
+from shared.telemetry import configure_logging
+
+
+async def main() -> None:
+    settings = load(DeployerSettings)
+    configure_logging("deployer", settings.log_level)
+    bus = Bus(settings.nats_url, name="deployer")
+    artifacts = DirectoryStore(settings.artifacts_dir)
+    probe = InferenceProbe(settings.inference_url, artifacts, timeout_s=settings.verify_timeout_s)
+    url = settings.database_url.get_secret_value()
+    try:
+        async with database.pool(url, pool_size=settings.database_pool, application="deployer") as pool:
+            store = Store(pool)
+            deployer = Deployer(store, probe, RouteBucket(bus, store.newest_document), bus, settings)
+            subscribe(bus, deployer)
+            await serve(
+                "deployer",
+                settings,
+                bus,
+                pool=pool,
+                tasks=[
+                    Periodic("verify", settings.tick_s, deployer.verify_due),
+                    Periodic("sweep", settings.sweep_s, deployer.sweep),
+                ],
+            )
+    finally:
+        await probe.close()
+
+
+def run() -> None:
+    try:
+        asyncio.run(main())
+    except ConfigurationError as error:
+        print(error, file=sys.stderr)
+        raise SystemExit(2) from error
+    except RetryLaterError as error:
+        print(error, file=sys.stderr)
+        raise SystemExit(75) from error

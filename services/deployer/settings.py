@@ -1,0 +1,32 @@
+from __future__ import annotations
+
+from pydantic import Field, ValidationInfo, field_validator
+
+from shared.settings import Settings
+
+
+class DeployerSettings(Settings):
+    inference_url: str = Field(
+        "http://127.0.0.1:8100/v1", pattern=r"^https?://.+/v1$", description="OpenAI API that serves the checkpoints"
+    )
+    canary_share: float = Field(0.1, gt=0, lt=1, description="share of runs that a candidate is tried on")
+    base_share: float = Field(0.0, ge=0, lt=1, description="share that v0 keeps as a concurrent control")
+    anchor_share: float = Field(0.05, ge=0, lt=1, description="share that the best previous version keeps")
+    alpha: float = Field(0.05, gt=0, lt=0.5, description="chance of a false verdict over a whole rollout, at most")
+    min_windows: int = Field(3, ge=2, description="windows of evidence before a promotion")
+    deadline_windows: int = Field(48, ge=2, description="windows of evidence after which no verdict rolls back")
+    verify_patience_s: float = Field(
+        120.0, gt=0, description="how long a new version may fail to answer its first call"
+    )
+    verify_timeout_s: float = Field(30.0, gt=0, description="longest time such a call may take: it loads the model")
+    tick_s: float = Field(1.0, gt=0, description="how often versions that wait for verification are looked for")
+
+    @field_validator("anchor_share")
+    @classmethod
+    def _leave_room_for_the_best(cls, value: float, info: ValidationInfo) -> float:
+        others = info.data.get("canary_share", 0.0) + info.data.get("base_share", 0.0)
+        if others + value >= 1:
+            raise ValueError(
+                f"canary_share, base_share and anchor_share must leave the best one a share, got {others + value:g}"
+            )
+        return value
