@@ -77,8 +77,10 @@ def tool_calls(message: Mapping[str, Any]) -> list[str]:
     lines = []
     for call in calls if isinstance(calls, list) else []:
         function = call.get("function") if isinstance(call, Mapping) else None
-        whole = isinstance(function, Mapping) and "name" in function
-        lines.append(f"{function['name']} {function.get('arguments', '')}" if whole else str(call))
+        if isinstance(function, Mapping) and "name" in function:
+            lines.append(f"{function['name']} {function.get('arguments', '')}")
+        else:
+            lines.append(str(call))
     return lines
 
 

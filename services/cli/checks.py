@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from pydantic import ValidationError
+
 from services.cli import session, store
 from services.cli.launch import SERVICES
 from shared import subjects
@@ -89,14 +91,16 @@ def configuration() -> list[Finding]:
         try:
             load(kind)
         except ConfigurationError as error:
-            findings.append(Finding("configuration", "fail", f"{service}: {error}", "set it as the message says"))
+            lacking = isinstance(error.__cause__, ValidationError) and error.__cause__.errors()[0]["type"] == "missing"
+            verdict: Verdict = "warn" if lacking else "fail"  # a service that runs elsewhere has its secrets there
+            findings.append(Finding("configuration", verdict, f"{service}: {error}", "set it as the message says"))
     for name in sorted(name for name in os.environ if name.startswith("RATCHET_") and name not in known):
         near = difflib.get_close_matches(name, known, 1)
         mend = f"did you mean {near[0]}?" if near else "unset it; .env.example lists those that are read"
         findings.append(Finding("configuration", "warn", f"{name} is set and nothing reads it", mend))
     if any(f.verdict == "fail" for f in findings):
         return findings
-    return [Finding("configuration", "ok", f"{len(known) - len(OTHER_VARIABLES)} settings load"), *findings]
+    return [Finding("configuration", "ok", f"{len(known) - len(OTHER_VARIABLES)} settings are known"), *findings]
 
 
 # broker -------------------------------------------------------------------------------------------

@@ -115,7 +115,7 @@ def read_file(path: Path) -> Iterator[Line]:
 
 def read_line(number: int, line: bytes) -> Line:
     try:
-        value = json.loads(line)
+        value = json.loads(line.decode("utf-8-sig"))
         json.dumps(value, ensure_ascii=False, allow_nan=False).encode()  # what cannot be sent is refused here
         return Line(number, conversation_of(value))
     except UnicodeError:

@@ -37,9 +37,10 @@ def render() -> str:
 
 
 def _entry(name: str, field: FieldInfo) -> str:
-    default = _text(field.get_default(call_default_factory=True, validated_data={}))
+    default = "" if field.is_required() else _text(field.get_default(call_default_factory=True, validated_data={}))
     line = f"RATCHET_{name.upper()}={default}"
-    return f"# {field.description}\n{line if default else '# ' + line}\n"
+    required = " (required)" if field.is_required() else ""
+    return f"# {field.description}{required}\n{line if default or required else '# ' + line}\n"
 
 
 def _text(value: Any) -> str:

@@ -1,0 +1,140 @@
+"""The rules of the overview."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.admin.domain import Lag, chart, new_messages, phase, service_of, shares, tool_calls, verdict
+from shared import subjects
+from shared.routing import Arm, Plan, RouteDocument, Target
+from tests.admin.world import START
+
+
+@pytest.mark.parametrize(
+    ("lag", "expected"),
+    [
+        (Lag("c", "S", 0, 0, 0, 1), "ok"),
+        (Lag("c", "S", 5, 0, 0, 1), "ok"),
+        (Lag("c", "S", 5, 0, 0, 0), "idle"),
+        (Lag("c", "S", 5, 2, 0, 0), "ok"),
+        (Lag("c", "S", 900, 200, 0, 1), "busy"),
+        (Lag("c", "S", 0, 0, 0, 0, "gone"), "missing"),
+    ],
+)
+def test_a_consumer_s_verdict(lag: Lag, expected: str) -> None:
+    assert verdict(lag) == expected
+
+
+def document(**changes: Any) -> RouteDocument:
+    def plan(hours: int, *arms: tuple[str, float, Any]) -> Plan:
+        return Plan(
+            effective_from=START + timedelta(hours=hours),
+            arms=[Arm(version=v, share=share, role=role) for v, share, role in arms],
+        )
+
+    values: dict[str, Any] = {
+        "policy": "default",
+        "revision": 1,
+        "salt": "s",
+        "plans": [plan(0, ("v0", 1.0, "best")), plan(1, ("v0", 0.75, "best"), ("v1", 0.25, "candidate"))],
+        "targets": {"v0": Target(base_url="http://x", model="m", artifact_sha256="a" * 64)},
+    }
+    return RouteDocument(**{**values, **changes})
+
+
+def test_shares_are_those_of_the_plan_in_force() -> None:
+    assert shares(document(), START) == {"v0": 1.0}
+    assert shares(document(), START + timedelta(hours=2)) == {"v0": 0.75, "v1": 0.25}
+
+
+def test_a_quarantined_version_answers_nothing() -> None:
+    assert shares(document(quarantined=["v1"]), START + timedelta(hours=2)) == {"v0": 1.0}
+
+
+def test_every_consumer_belongs_to_a_service() -> None:
+    services = {service_of(consumer.durable) for consumer in subjects.CONSUMERS}
+    assert services == {"recorder", "outcome_tracker", "scorer", "trainer", "deployer"}
+    assert service_of("else") == "else"
+
+
+@pytest.mark.parametrize(
+    ("state", "settlement", "groups", "pending", "expected"),
+    [
+        ("open", None, 0, 0, "open"),
+        ("closed", None, 0, 0, "closed"),
+        ("closed", "waiting", 0, 0, "closed"),
+        ("closed", "settled", 0, 0, "settled"),
+        ("closed", "settled", 2, 1, "settled"),
+        ("closed", "settled", 2, 0, "judged"),
+    ],
+)
+def test_a_window_s_phase(state: str, settlement: str | None, groups: int, pending: int, expected: str) -> None:
+    assert phase({"state": state, "settlement": settlement, "groups": groups, "pending": pending}) == expected
+
+
+def test_a_call_shows_what_is_new_in_it() -> None:
+    def say(text: str) -> dict[str, Any]:
+        return {"role": "user", "content": text}
+
+    calls = [
+        {"messages": [say("a")], "reply": say("b")},
+        {"messages": [say("a"), say("b"), say("c")], "reply": None},
+        {"messages": [say("other")], "reply": None},
+        {"messages": [say("a"), say("b"), say("c"), say("d")], "reply": None},
+    ]
+    assert [[m["content"] for m in new_messages(calls, call)] for call in calls] == [["a"], ["c"], ["other"], ["d"]]
+
+
+@given(
+    st.recursive(
+        st.none() | st.text() | st.integers(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)
+    )
+)
+def test_tool_calls_of_any_shape_are_lines(value: Any) -> None:
+    assert all(isinstance(line, str) for line in tool_calls({"tool_calls": value}))
+
+
+def test_a_tool_call_is_its_name_and_arguments() -> None:
+    calls = [{"function": {"name": "buy", "arguments": "{}"}}, {"function": {"name": "look"}}]
+    assert tool_calls({"tool_calls": calls}) == ["buy {}", "look "]
+
+
+def rewards(*rows: tuple[str, str, float]) -> list[dict[str, Any]]:
+    return [{"window_id": window, "version": version, "mean": mean} for window, version, mean in rows]
+
+
+def test_a_picture_needs_two_windows() -> None:
+    assert chart([]) is None
+    assert chart(rewards(("w1", "v0", 1.0))) is None
+
+
+def test_a_picture_has_time_from_left_to_right_and_more_above() -> None:
+    made = chart(
+        rewards(("w1", "v0", -1.0), ("w2", "v0", 1.0), ("w2", "v1", 3.0), ("w3", "v1", 2.0)), width=100, height=50
+    )
+    assert made is not None
+    assert [line.version for line in made.series] == ["v0", "v1"]
+    base, trained = (line.points for line in made.series)
+    assert [x for x, _ in base] == [0, 50]
+    assert [x for x, _ in trained] == [50, 100]
+    assert base[0][1] > base[1][1] > trained[1][1] > trained[0][1]
+    assert made.zero is not None
+    assert base[1][1] < made.zero < base[0][1]
+
+
+def test_a_picture_of_equal_rewards_is_a_line_in_the_middle() -> None:
+    made = chart(rewards(("w1", "v0", 2.0), ("w2", "v0", 2.0)), height=100)
+    assert made is not None
+    assert [y for _, y in made.series[0].points] == [50, 50]
+    assert made.zero is None
+
+
+def test_of_many_versions_the_base_and_the_newest_are_shown() -> None:
+    made = chart(rewards(*((f"w{n}", f"v{n}", float(n)) for n in range(12))))
+    assert made is not None
+    assert [line.version for line in made.series] == ["v0", "v7", "v8", "v9", "v10", "v11"]

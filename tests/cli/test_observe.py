@@ -1,0 +1,172 @@
+"""What the showing commands say about a world in the database."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from services.cli import observe
+from shared.bus import Bus
+from shared.credentials import agent_of_key
+from shared.database import Pool
+from tests.admin import world
+from tests.cli.conftest import Ratchet
+
+pytestmark = pytest.mark.usefixtures("servers")
+
+
+class PolicyRequest(BaseModel):
+    policy: str
+
+
+async def test_windows_with_readiness(ratchet: Ratchet, pool: Pool, bus: Bus) -> None:
+    await world.build(pool)
+    asked: list[str] = []
+
+    async def readiness(request: PolicyRequest) -> dict[str, Any]:
+        asked.append(request.policy)
+        return {"ready": False, "missing": ["7 groups"], "groups": 1, "trajectories": 2, "parent": "v0"}
+
+    bus.on_command("trainer", "readiness", PolicyRequest, readiness)
+    await bus.broker.start()
+    said = await ratchet("windows", "--json")
+
+    assert asked == ["default"]
+    [window] = said.json["windows"]
+    expected = {
+        "window_id": world.WINDOW,
+        "phase": "judged",
+        "agents": 2,
+        "trajectories": 3,
+        "groups": 2,
+        "scored": 1,
+        "ties": 1,
+        "outcomes": 2,
+        "rewarded": 2,
+        "late": 0,
+        "quality": 0.97,
+    }
+    assert expected.items() <= window.items()
+    assert said.json["readiness"] == [
+        {"policy": "default", "ready": False, "missing": ["7 groups"], "groups": 1, "trajectories": 2, "parent": "v0"}
+    ]
+    plain = await ratchet("windows")
+    assert plain.code == 0
+    assert world.WINDOW in plain.out
+    assert "97%" in plain.out
+    assert "policy default: not ready (1 groups, 2 trajectories): 7 groups" in plain.out
+
+
+async def test_windows_without_a_trainer_say_so(ratchet: Ratchet, pool: Pool) -> None:
+    await world.build(pool)
+    said = await ratchet("windows")
+    assert said.code == 0
+    assert "policy default: readiness unknown: no trainer is running" in said.out
+
+
+async def test_a_trajectory_as_it_was_stored(ratchet: Ratchet, pool: Pool) -> None:
+    sent = (await world.build(pool))["ann", "run-1"]
+
+    raw = await ratchet("trajectory", "run-1", "--agent", "ann", "--raw")
+    assert raw.out.encode() == b"".join(body + b"\n" for body in sent)
+
+    document = (await ratchet("trajectory", "run-1", "--agent", "ann", "--json")).json
+    assert [e["sha256"] for e in document["events"]] == [hashlib.sha256(body).hexdigest() for body in sent]
+    assert all(event["matches"] for event in document["events"])
+    assert [len(call["messages"]) for call in document["calls"]] == [2, 4]
+    assert document["run"]["reward"] == 1.5
+    assert document["groups"][0]["score"] == 1.0
+    assert document["training"][0]["version"] == "v1"
+
+    pretty = await ratchet("trajectory", "run-1", "--agent", "ann")
+    for words in ("step 1", "I look.", "buy", "reward of record  1.5 from market", "score 1, rank 1, by outcome"):
+        assert words in pretty.out
+    assert "helped to train  v1" in pretty.out
+    assert "4 events, all match their SHA-256" in pretty.out
+    assert "\u202e" not in pretty.out
+    assert "\x1b[31m" not in pretty.out
+
+
+async def test_a_changed_body_does_not_match(ratchet: Ratchet, pool: Pool) -> None:
+    await world.build(pool)
+    await pool.execute("update bodies set sha256 = '\\x00' where agent_id = 'ann' and kind = 'step'")
+    await pool.execute("update bodies set body = null where agent_id = 'ann' and kind = 'trajectory.ended'")
+    document = (await ratchet("trajectory", "run-1", "-a", "ann", "--json")).json
+    assert [event["matches"] for event in document["events"]] == [True, False, False, None]
+    pretty = await ratchet("trajectory", "run-1", "-a", "ann")
+    assert "2 do NOT match, 1 forgotten" in pretty.out
+
+
+async def test_which_run_is_meant(ratchet: Ratchet, pool: Pool) -> None:
+    await world.build(pool)
+    twice = await ratchet("trajectory", "run-1")
+    assert twice.code == 2
+    assert "choose with --agent: ann, bob" in twice.err
+    assert (await ratchet("trajectory", "run-2", "--json")).json["run"]["agent_id"] == "bob"
+    gone = await ratchet("trajectory", "run-9")
+    assert gone.code == 2
+    assert "no run 'run-9' is stored" in gone.err
+
+
+async def test_models_with_share_and_evidence(ratchet: Ratchet, pool: Pool) -> None:
+    await world.build(pool, "ahead so far")
+    rows = {row["version"]: row for row in (await ratchet("models", "--json")).json}
+    assert (rows["v0"]["state"], rows["v0"]["share"], rows["v0"]["mean_reward"]) == ("promoted", 0.7, -0.5)
+    assert (rows["v1"]["parent"], rows["v1"]["method"], rows["v1"]["difference"]) == ("v0", "grpo", 2.0)
+    plain = await ratchet("models")
+    assert "+2 against v0 in 1 windows; ahead so far" in plain.out
+    assert (await ratchet("models", "--policy", "other", "--json")).json == []
+
+
+def test_evidence_in_words() -> None:
+    row = {"reason": None, "windows": 0, "difference": None, "control": None}
+    assert observe.evidence(row) == "-"
+    assert observe.evidence({**row, "reason": "refused"}) == "refused"
+    assert observe.evidence({**row, "windows": 3, "difference": -0.25}) == "-0.25 against control in 3 windows"
+
+
+async def test_agents_and_their_keys(ratchet: Ratchet, pool: Pool, environment: pytest.MonkeyPatch) -> None:
+    await world.build(pool)
+    rows = (await ratchet("agents", "--json")).json
+    assert [(row["agent_id"], row["runs"], row["versions"]) for row in rows] == [
+        ("ann", 1, ["v0"]),
+        ("bob", 2, ["v0", "v1"]),
+    ]
+    assert "bob" in (await ratchet("agents")).out
+    environment.setenv("RATCHET_GATEWAY_SECRET", "s")
+    assert agent_of_key("s", (await ratchet("agents", "key", "ann")).out.strip()) == "ann"
+
+
+async def test_status_names_what_is_away(
+    ratchet: Ratchet, pool: Pool, bus: Bus, environment: pytest.MonkeyPatch
+) -> None:
+    await world.build(pool)
+    server = await asyncio.start_server(_health, "127.0.0.1", 0)
+    environment.setenv("RATCHET_GATEWAY_URL", f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1")
+    fine = await ratchet("status", "--json")
+    assert fine.code == 0, fine.err
+    assert {part["part"]: part["state"] for part in fine.json["parts"]} == {
+        "broker": "ok",
+        "database": "ok",
+        "gateway": "ok",
+    }
+    assert {v["version"]: v["share"] for v in fine.json["versions"]} == {"v0": 0.7, "v1": 0.3}
+    assert {c["verdict"] for c in fine.json["consumers"]} == {"ok"}
+    server.close()
+
+    environment.setenv("RATCHET_ADMIN_URL", "http://127.0.0.1:9")
+    away = await ratchet("status")
+    assert away.code == 1
+    assert "http://127.0.0.1:9 did not answer" in away.out
+
+
+async def _health(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    asked = await reader.readuntil(b"\r\n\r\n")
+    status = b"200 OK" if asked.startswith(b"GET /health ") else b"404 Not Found"
+    writer.write(b"HTTP/1.1 " + status + b"\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+    await writer.drain()
+    writer.close()

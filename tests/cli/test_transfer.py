@@ -1,0 +1,228 @@
+"""Import, export and simulate: what arrives on the streams, and what is read back."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from openai.types.chat.chat_completion import Choice
+from ratchet_sdk.events import Step, TrajectoryEnded, TrajectoryStarted, outcomes, step_events
+
+from shared.bus import Bus, Delivery, stream_end
+from shared.database import Pool
+from shared.trajectories import assemble
+from tests.admin import world
+from tests.cli.conftest import Ratchet
+from tests.cli.tiny_recorder import TinyRecorder
+
+pytestmark = pytest.mark.usefixtures("servers")
+
+ROWS = [
+    {
+        "task_id": task,
+        "trial": trial,
+        "reward": float(trial),
+        "instruction": f"secret {task}",
+        "messages": [
+            {"role": "system", "content": "Be brief."},
+            {"role": "user", "content": f"task {task}"},
+            {
+                "role": "assistant",
+                "content": None,
+                "tool_calls": [{"id": "t", "type": "function", "function": {"name": "look", "arguments": "{}"}}],
+            },
+            {"role": "tool", "tool_call_id": "t", "content": "x" * 70_000 if task == 0 else "seen"},
+            {"role": "assistant", "content": "Done."},
+        ],
+    }
+    for task in range(2)
+    for trial in range(2)
+]
+
+
+TEXT = "".join(json.dumps(row) + "\n" for row in ROWS)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "runs.jsonl"
+    path.write_text(TEXT)
+    return path
+
+
+async def published(bus: Bus, stream: str) -> list[tuple[str, bytes, dict[str, str]]]:
+    """Every message of a stream: subject, content as it was sent, headers."""
+    found = []
+    for sequence in range(1, (await stream_end(bus, stream)).sequence + 1):
+        message = await bus.js.get_msg(stream, sequence)
+        headers = dict(message.headers or {})
+        encoding = {"Content-Encoding": headers["Content-Encoding"]} if "Content-Encoding" in headers else {}
+        delivery = Delivery(message.subject or "", message.data or b"", encoding, sequence, datetime.now(UTC), 1)
+        found.append((message.subject or "", delivery.content(), headers))
+    return found
+
+
+async def test_import_publishes_what_the_agents_would_have(ratchet: Ratchet, bus: Bus, file: Path) -> None:
+    said = (await ratchet("import", str(file), "--format", "openai-chat", "--policy", "clerks", "--json")).json
+    assert (said["runs"], said["events"], said["outcomes"], said["closed"]) == (4, 16, 8, False)
+
+    steps = await published(bus, "STEPS")
+    events = [step_events.validate_json(body) for _, body, _ in steps]
+    assert {subject for subject, _, _ in steps} == {"steps.trial-0", "steps.trial-1"}
+    assert {event.policy for event in events} == {"clerks"}
+    assert len({event.started_at for event in events}) == 1
+    assert len({headers["Nats-Msg-Id"] for _, _, headers in steps}) == 16
+    kinds = [type(event) for event in events]
+    assert kinds == [TrajectoryStarted] * 4 + [Step] * 8 + [TrajectoryEnded] * 4
+    assert {e.scenario_id for e in events if isinstance(e, TrajectoryStarted)} == {"task-0", "task-1"}
+    assert (
+        sum("Content-Encoding" in headers for _, _, headers in steps) == 4
+    )  # two runs: the result, and the next prompt
+    run = assemble(
+        "trial-1",
+        said["trajectories"][1],
+        [b for _, b, _ in steps if json.loads(b)["trajectory_id"] == said["trajectories"][1]],
+    )
+    assert [*run.calls[-1].messages, run.calls[-1].reply] == ROWS[1]["messages"]
+    assert run.steps[0].action is not None
+    assert run.steps[0].action.type == "look"
+    assert run.started is not None
+    assert run.started.model is not None
+    assert run.started.model.name == "imported"
+
+    facts = [outcomes.validate_json(body) for _, body, _ in await published(bus, "OUTCOMES")]
+    rewards = {f.trajectory.trajectory_id: f.trajectory.value for f in facts if f.kind == "trajectory"}
+    assert [rewards[run] for run in said["trajectories"]] == [0.0, 1.0, 0.0, 1.0]
+    known = {f.knowledge.trajectory_id: f.knowledge.data for f in facts if f.kind == "knowledge"}
+    assert known[said["trajectories"][3]] == {"instruction": "secret 1"}
+    assert b"secret" not in b"".join(body for _, body, _ in steps)
+
+
+async def test_a_second_import_is_a_new_one(ratchet: Ratchet, bus: Bus, file: Path) -> None:
+    first = (await ratchet("import", str(file), "--json")).json
+    second = (await ratchet("import", str(file), "--json")).json
+    assert set(first["trajectories"]).isdisjoint(second["trajectories"])
+    assert (await stream_end(bus, "STEPS")).sequence == 32
+
+
+async def test_import_close_waits_until_the_window_is_closed(
+    ratchet: Ratchet, bus: Bus, pool: Pool, file: Path
+) -> None:
+    recorder = TinyRecorder(bus, pool)
+    await recorder.start()
+    packed = file.with_suffix(".jsonl.gz")
+    packed.write_bytes(gzip.compress(TEXT.encode()))
+    said = await ratchet("import", str(packed), "--close", "--json")
+    assert said.code == 0, said.err
+    assert recorder.closed == [said.json["window_id"]]
+    assert said.json["closed"] is True
+    row = await pool.fetchrow("select state, (select count(*) from trajectories) as runs from windows")
+    assert row is not None
+    assert (row["state"], row["runs"]) == ("closed", 4)
+
+
+async def test_bad_lines_are_said_and_skipped(ratchet: Ratchet, bus: Bus, tmp_path: Path) -> None:
+    good = TEXT.splitlines()
+    mixed = tmp_path / "mixed.jsonl"
+    mixed.write_text("\n".join([good[0], "{", "", '{"task_id": 1, "messages": []}', good[1]]))
+    said = await ratchet("import", str(mixed))
+    assert said.code == 1
+    assert "line 2 skipped: it is not JSON" in said.err
+    assert "line 4 skipped: messages must be a list" in said.err
+    assert "runs: 2\n" in said.out
+    assert (await stream_end(bus, "STEPS")).sequence == 8
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("a.jsonl", b"", "it is empty"),
+        ("a.jsonl", b"\x00\x01\x02", "line 1: it is not JSON"),
+        ("a.jsonl.gz", b"plain", "is not gzip as its name says"),
+        ("a.jsonl.gz", gzip.compress(b"{}\n" * 99)[:-12], "is cut off or damaged"),
+    ],
+)
+async def test_a_malformed_file_is_one_line(
+    ratchet: Ratchet, bus: Bus, tmp_path: Path, name: str, content: bytes, words: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    said = await ratchet("import", str(tmp_path / name))
+    assert said.code == 2
+    assert words in said.err
+    assert said.err.count("\n") == 1
+    assert (await stream_end(bus, "STEPS")).sequence == 0
+
+
+# export -------------------------------------------------------------------------------------------
+def lines(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+async def test_groups_are_exported_as_art_reads_them(ratchet: Ratchet, pool: Pool, tmp_path: Path) -> None:
+    await world.build(pool)
+    [group] = lines((await ratchet("export")).out)
+    assert (group["group_id"], group["judge"], group["scenario_id"]) == ("g1", "outcome", "ACME")
+    best, worst = group["trajectories"]
+    assert (best["reward"], worst["reward"]) == (1.0, 0.0)
+    assert best["metrics"] == {"rank": 1, "reward_of_record": 1.5}
+    assert best["metadata"]["agent_id"] == "ann"
+    assert best["tools"] == [{"type": "function"}]
+    system, user, first, act, second = best["messages_and_choices"]
+    assert (system["role"], user["content"], act["content"]) == ("system", world.HOSTILE, "Act.")
+    assert Choice.model_validate(first).message.content == "I look."
+    spoken = Choice.model_validate(second)
+    assert spoken.logprobs is not None
+    assert spoken.logprobs.content is not None
+    assert spoken.logprobs.content[0].logprob == -0.5
+    assert second["token_ids"] == [7]
+
+    out = tmp_path / "groups.jsonl"
+    said = await ratchet("export", "--ties", "--out", str(out), "--json")
+    assert said.json == {"format": "groups", "lines": 2, "file": str(out)}
+    assert [group["group_id"] for group in lines(out.read_text())] == ["g1", "g2"]
+
+
+async def test_conversations_are_exported_as_they_were(ratchet: Ratchet, pool: Pool) -> None:
+    await world.build(pool)
+    rows = lines((await ratchet("export", "--format", "openai-chat", "--policy", "default")).out)
+    assert [(row["agent_id"], row["reward"]) for row in rows] == [("ann", 1.5), ("bob", -0.5), ("bob", None)]
+    assert [message["role"] for message in rows[0]["messages"]] == ["system", "user", "assistant", "user", "assistant"]
+    assert lines((await ratchet("export", "--format", "openai-chat", "--policy", "other")).out) == []
+
+
+async def test_export_of_what_is_not_there(ratchet: Ratchet, pool: Pool) -> None:
+    await world.build(pool)
+    said = await ratchet("export", "--window", "2020-01-01T00:00")
+    assert said.code == 2
+    assert "there is no window" in said.err
+    assert (await ratchet("export", "--out", "/nowhere/x")).code == 2
+    await pool.execute("update bodies set body = null where agent_id = 'bob'")
+    [group] = lines((await ratchet("export", "--window", world.WINDOW)).out)
+    assert [t["metadata"]["agent_id"] for t in group["trajectories"]] == ["ann"]
+    assert group["forgotten"] == ["run-1"]
+
+
+# simulate -----------------------------------------------------------------------------------------
+async def test_simulated_agents_record_through_the_sdk(ratchet: Ratchet, bus: Bus, pool: Pool) -> None:
+    recorder = TinyRecorder(bus, pool)
+    await recorder.start()
+    said = await ratchet("simulate", "--agents", "3", "--minutes", "3", "--rate", "600", "--close", "--json")
+    assert said.code == 0, said.err
+    assert (said.json["runs"], said.json["outcomes"], said.json["closed"]) == (9, 9, True)
+    assert recorder.closed == said.json["windows"]
+
+    events = [step_events.validate_json(body) for _, body, _ in await published(bus, "STEPS")]
+    steps = [event for event in events if isinstance(event, Step)]
+    assert len(steps) == 18
+    assert {step.action.type for step in steps if step.action} >= {"observe", "post", "comment"}
+    assert all(step.llm_calls and step.action and step.action.result for step in steps)
+    assert sum(bool(step.provider_accesses) for step in steps) == 9
+    scenarios = [event.scenario_id for event in events if isinstance(event, TrajectoryStarted)]
+    assert len(set(scenarios)) == 3
+    facts = [outcomes.validate_json(body) for _, body, _ in await published(bus, "OUTCOMES")]
+    rewards = [fact.trajectory.value for fact in facts if fact.kind == "trajectory"]
+    assert len(set(rewards)) == 9
