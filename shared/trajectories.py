@@ -55,23 +55,38 @@ class Trajectory:
 
 
 def merge_calls(events: Sequence[StepEvent]) -> list[tuple[LlmCall, int, datetime]]:
-    """Each call once with its step, by time of the event that brought it.
+    """Each call once with its step, by time of the event that brought it, then by its place in that event.
 
-    A step that only refers to a call adds what it knows (its purpose); the one that has the reply has the content.
+    The first that has the reply is the content. One that only refers to it adds what it knows: a purpose other
+    than the default, the type of the action. ``base_call_id`` belongs to the content's own messages.
     """
-    found: dict[str, tuple[LlmCall, int, datetime]] = {}
+    found: dict[str, tuple[LlmCall, int, datetime, int]] = {}
     for event in events:
         if isinstance(event, LlmCallMade):
-            calls = [(event.call, event.step)]
+            calls = [event.call]
         elif isinstance(event, Step):
-            calls = [(call, event.step) for call in event.llm_calls]
+            calls = event.llm_calls
         else:
             continue
-        for call, step in calls:
+        for place, call in enumerate(calls):
+            new = (call, event.step, event.occurred_at, place)
             known = found.get(call.call_id)
-            if known is None or (known[0].response is None and call.response is not None):
-                found[call.call_id] = (call, step, event.occurred_at)
-    return sorted(found.values(), key=lambda item: (item[1], item[2], item[0].call_id))
+            if known is None:
+                found[call.call_id] = new
+            elif known[0].response is None and call.response is not None:
+                found[call.call_id] = (_with_hint(call, known[0]), *new[1:])
+            else:
+                found[call.call_id] = (_with_hint(known[0], call), *known[1:])
+    ordered = sorted(found.values(), key=lambda item: (item[1], item[2], item[3], item[0].call_id))
+    return [(call, step, occurred_at) for call, step, occurred_at, _ in ordered]
+
+
+def _with_hint(content: LlmCall, hint: LlmCall) -> LlmCall:
+    purpose = hint.purpose if content.purpose == "action" else content.purpose
+    action_type = content.action_type or hint.action_type
+    if (purpose, action_type) == (content.purpose, content.action_type):
+        return content
+    return content.model_copy(update={"purpose": purpose, "action_type": action_type})
 
 
 def written_out(call: LlmCall, by_id: dict[str, LlmCall]) -> list[dict[str, Any]]:

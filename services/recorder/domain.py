@@ -202,11 +202,13 @@ def _count(value: Any) -> int | None:
 
 
 def merged(known: CallSeen, other: CallSeen) -> CallSeen:
-    """One row of two mentions of a call: the first with a reply is the content, the other fills in what it lacks."""
+    """One row of two mentions of a call: the first with a reply is the content, the other fills in what it lacks.
+
+    Not ``base_call_id``: it says what the content's own messages extend.
+    """
     content, hint = (other, known) if other.recorded and not known.recorded else (known, other)
     return replace(
         content,
-        base_call_id=content.base_call_id or hint.base_call_id,
         purpose=content.purpose or hint.purpose,
         model=content.model or hint.model,
         model_version=content.model_version or hint.model_version,

@@ -236,9 +236,6 @@ class EventStore:
                                     $14::float8[], $15::timestamptz[])
                on conflict (agent_id, trajectory_id, call_id) do update set
                   recorded = c.recorded or excluded.recorded,
-                  base_call_id = case when c.recorded or not excluded.recorded
-                      then coalesce(c.base_call_id, excluded.base_call_id)
-                      else coalesce(excluded.base_call_id, c.base_call_id) end,
                   purpose = case when c.recorded or not excluded.recorded
                       then coalesce(c.purpose, excluded.purpose) else coalesce(excluded.purpose, c.purpose) end,
                   model = case when c.recorded or not excluded.recorded
@@ -246,8 +243,10 @@ class EventStore:
                   model_version = case when c.recorded or not excluded.recorded
                       then coalesce(c.model_version, excluded.model_version)
                       else coalesce(excluded.model_version, c.model_version) end,
-                  (step, event_id, prompt_tokens, completion_tokens, has_token_ids, latency_ms, occurred_at) =
-                      (select case when keep then c.step else excluded.step end,
+                  (base_call_id, step, event_id, prompt_tokens, completion_tokens, has_token_ids, latency_ms,
+                   occurred_at) =
+                      (select case when keep then c.base_call_id else excluded.base_call_id end,
+                              case when keep then c.step else excluded.step end,
                               case when keep then c.event_id else excluded.event_id end,
                               case when keep then c.prompt_tokens else excluded.prompt_tokens end,
                               case when keep then c.completion_tokens else excluded.completion_tokens end,

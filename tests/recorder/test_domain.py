@@ -1,0 +1,256 @@
+"""What events say about runs, calls and agents, in any order; and when a window may close."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, date, datetime, timedelta
+from uuid import UUID
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.recorder import domain
+from services.recorder.domain import (
+    Close,
+    OpenWindow,
+    ReadBarrier,
+    Wait,
+    agent_of_subject,
+    agents_of,
+    calls_of,
+    missing_windows,
+    next_move,
+    runs_of,
+    steps_of,
+)
+from shared.errors import GiveUpError
+from shared.windows import window_at
+from tests.recorder.events import (
+    START,
+    WINDOW_ID,
+    WINDOW_S,
+    call_made,
+    ended,
+    numbered,
+    received,
+    reply,
+    started,
+    step,
+)
+
+CREATED = datetime(2026, 11, 1, tzinfo=UTC)
+NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
+
+
+# events -----------------------------------------------------------------------------------------
+def test_the_agent_is_the_last_token_of_the_subject() -> None:
+    assert agent_of_subject("steps.agent-1_x") == "agent-1_x"
+    for subject in ("steps.a.b", "steps.", "other.a", "steps.a b", "steps." + "a" * 65, "steps.é", "steps.a\n"):
+        with pytest.raises(GiveUpError, match=r"steps\.<agent_id>"):
+            agent_of_subject(subject)
+
+
+def test_a_day_is_of_the_id_and_of_nothing_else() -> None:
+    event = step().model_copy(update={"event_id": UUID("00000000-0000-7000-8000-000000000000")})
+    assert received(event, 1).day == date(1970, 1, 1)
+
+
+HISTORY = [
+    started(scenario_id="sunny", model={"name": "traders", "version": "v1"}),
+    step(0, action={"type": "buy", "success": True, "result": 1}, reward=0.5),
+    call_made(
+        "c", response=reply(token_ids=[1]), prompt_token_ids=[2], usage={"prompt_tokens": 3, "completion_tokens": 1}
+    ),
+    step(1, llm_calls=[{"call_id": "c", "purpose": "reasoning"}]),
+    ended(step_count=2),
+    ended(status="failed", step_count=9),
+]
+
+
+@given(st.permutations(numbered(*HISTORY)))
+def test_a_run_does_not_depend_on_the_order_of_arrival(events: list[domain.Received]) -> None:
+    run = runs_of(events, WINDOW_S)["a", "t"]
+    assert run.window.window_id == WINDOW_ID
+    assert (run.started, run.scenario_id, run.model_name, run.model_version) == (True, "sunny", "traders", "v1")
+    assert (run.status, run.step_count, run.ended_sequence) == ("completed", 2, 5)
+    assert run.first_sequence == 1
+    assert [row.step for row in steps_of(events)] == [0, 1]
+    assert calls_of(events) == calls_of(sorted(events, key=lambda e: e.sequence))
+
+
+def test_a_run_that_only_began_in_the_middle_has_what_is_known() -> None:
+    [run] = runs_of(numbered(step(3)), WINDOW_S).values()
+    assert (run.started, run.scenario_id, run.status, run.clock_skewed) == (False, None, "open", False)
+    [run] = runs_of(numbered(started()), WINDOW_S).values()
+    assert (run.started, run.model_name) == (True, None)
+
+
+def test_the_first_event_in_the_stream_places_a_run() -> None:
+    ahead = step(0, started_at=START + timedelta(hours=1))
+    other = step(1, started_at=START + timedelta(minutes=2))
+    [run] = runs_of([received(other, 2), received(ahead, 1)], WINDOW_S).values()
+    assert run.clock_skewed
+    assert (run.window.window_id, run.started_at) == (WINDOW_ID, START)
+    [run] = runs_of([received(other, 2)], WINDOW_S).values()
+    assert (run.window.starts_at, run.clock_skewed) == (START.replace(minute=2, second=0), False)
+
+
+def test_a_time_without_a_window_is_refused() -> None:
+    first = datetime(1, 1, 1, tzinfo=UTC)
+    with pytest.raises(GiveUpError, match="outside all windows"):
+        domain.placement(step(started_at=first), START, 7 * 86_400)
+
+
+def test_a_step_says_what_was_done_and_whether_it_was_answered() -> None:
+    done, failed, unanswered, idle = steps_of(
+        numbered(
+            step(0, action={"type": "buy", "success": True, "result": 0}, reward=1),
+            step(1, action={"type": "buy", "success": False, "error": "broke"}),
+            step(2, action={"type": "buy"}),
+            step(3),
+        )
+    )
+    assert (done.action_type, done.success, done.answered, done.reward) == ("buy", True, True, 1.0)
+    assert (failed.success, failed.answered) == (False, True)
+    assert (unanswered.success, unanswered.answered) == (None, False)
+    assert (idle.action_type, idle.answered) == (None, None)
+
+
+def test_a_call_is_one_row_whichever_way_it_came() -> None:
+    made = call_made("c", response=reply(token_ids=[7]), prompt_token_ids=[5], model_version="v2", latency_ms=4.0)
+    hint = step(0, llm_calls=[{"call_id": "c", "purpose": "evaluation", "model": "traders", "base_call_id": "b"}])
+    for events in (numbered(made, hint), numbered(hint, made)):
+        [call] = calls_of(events).values()
+        assert (call.recorded, call.event_id) == (True, made.event_id)
+        assert (call.purpose, call.model, call.model_version) == ("evaluation", "traders", "v2")
+        assert call.base_call_id is None
+        assert (call.has_token_ids, call.latency_ms) == (True, 4.0)
+    [call] = calls_of(numbered(hint)).values()
+    assert (call.recorded, call.base_call_id) == (False, "b")
+
+
+@pytest.mark.parametrize("usage", [{"prompt_tokens": n} for n in (-1, 2**31, "7", True, 1.5, None, [])])
+def test_usage_that_is_no_count_is_not_kept(usage: dict[str, object]) -> None:
+    [call] = calls_of(numbered(call_made("c", response=reply(), usage=usage))).values()
+    assert call.prompt_tokens is None
+
+
+def test_token_ids_need_both_sides() -> None:
+    for more in (
+        {"prompt_token_ids": [1]},
+        {"response": reply(token_ids=[1])},
+        {"prompt_token_ids": [1], "response": reply()},
+    ):
+        [call] = calls_of(numbered(call_made("c", **more))).values()
+        assert not call.has_token_ids
+
+
+def test_an_agent_is_seen_by_the_brokers_clock_with_its_versions() -> None:
+    later = START + timedelta(hours=1)
+    versions = started(model={"name": "m", "version": "v1"}), call_made("c", model_version="v2")
+    events = [
+        received(step(llm_calls=[{"call_id": "d", "model_version": "v3"}, {"call_id": "e"}]), 3, published_at=later),
+        received(versions[0], 1),
+        received(versions[1], 2),
+        received(ended(), 4),
+        received(started("t2", model={"name": "m"}), 5, agent_id="b"),
+        received(call_made("f", "t2"), 6, agent_id="b"),
+    ]
+    agents = agents_of(events)
+    assert agents["a"] == domain.AgentSeen("a", START, later, frozenset({"v1", "v2", "v3"}))
+    assert agents["b"].versions == frozenset()
+
+
+# windows ----------------------------------------------------------------------------------------
+def at(seconds: float) -> datetime:
+    return NOW + timedelta(seconds=seconds)
+
+
+WINDOWS = st.builds(
+    OpenWindow,
+    window_id=st.just("w"),
+    ends_at=st.integers(-400, 400).map(at),
+    close_requested=st.booleans(),
+    barrier_created=st.sampled_from([None, CREATED, CREATED + timedelta(days=1)]),
+    barrier_sequence=st.integers(0, 20),
+    newest_open_start=st.none() | st.integers(-1000, 400).map(at),
+    last_end_sequence=st.integers(0, 20),
+).map(lambda w: w if w.barrier_created else replace(w, barrier_sequence=None))
+FLOORS = st.integers(0, 25)
+
+
+def move(window: OpenWindow, floor: int, now: datetime = NOW) -> domain.Move:
+    return next_move(window, now, grace_s=60, limit_s=300, stream_created=CREATED, floor=floor)
+
+
+@given(WINDOWS, FLOORS)
+def test_a_window_closes_only_when_all_of_it_is_known(window: OpenWindow, floor: int) -> None:
+    """Invariant 4, each condition on its own."""
+    if move(window, floor) != Close():
+        return
+    assert window.close_requested or window.ends_at + timedelta(seconds=60) <= NOW
+    assert window.newest_open_start is None or window.newest_open_start + timedelta(seconds=300) <= NOW
+    assert window.barrier_created == CREATED
+    assert window.barrier_sequence is not None
+    assert floor >= window.barrier_sequence
+    assert floor >= window.last_end_sequence
+
+
+@given(WINDOWS, FLOORS)
+def test_a_window_whose_conditions_hold_does_close(window: OpenWindow, floor: int) -> None:
+    ready = replace(
+        window, ends_at=at(-60), newest_open_start=at(-300), barrier_created=CREATED, last_end_sequence=floor
+    )
+    assert move(replace(ready, barrier_sequence=floor), floor) == Close()
+    assert move(replace(ready, ends_at=at(100), close_requested=True, barrier_sequence=floor), floor) == Close()
+
+
+@given(WINDOWS, FLOORS)
+def test_no_barrier_is_read_before_the_deadline(window: OpenWindow, floor: int) -> None:
+    if move(window, floor) == ReadBarrier():
+        assert domain.deadline_passed(window, NOW, grace_s=60, limit_s=300) is None
+        assert window.barrier_created != CREATED
+
+
+CLOSABLE = WINDOWS.map(
+    lambda w: replace(
+        w, ends_at=min(w.ends_at, at(-60)), barrier_created=CREATED, barrier_sequence=w.barrier_sequence or 0
+    )
+)
+
+
+@given(CLOSABLE, FLOORS, st.integers(0, 10), st.integers(0, 1000))
+def test_what_may_close_may_close_later_too(window: OpenWindow, floor: int, more: int, later: int) -> None:
+    if move(window, floor) == Close():
+        assert move(window, floor + more, at(later)) == Close()
+
+
+def test_each_wait_says_for_what() -> None:
+    window = OpenWindow("w", at(-60), barrier_created=CREATED, barrier_sequence=5)
+    for waiting, word in (
+        (replace(window, ends_at=at(-59.9)), "grace"),
+        (replace(window, newest_open_start=at(-299)), "time limit"),
+        (replace(window, close_requested=True, newest_open_start=at(-299)), "time limit"),
+        (replace(window, last_end_sequence=9), "not all stored"),
+        (replace(window, barrier_sequence=9), "not all stored"),
+    ):
+        verdict = move(waiting, 8)
+        assert isinstance(verdict, Wait)
+        assert word in verdict.why
+
+
+@given(st.integers(0, 3000), st.sets(st.integers(0, 3000)), st.integers(1, 100))
+def test_every_window_since_the_first_has_a_row_in_the_end(back: int, known: set[int], length_s: int) -> None:
+    current = window_at(NOW, length_s)
+
+    def start(n: int) -> datetime:
+        return current.starts_at - timedelta(seconds=n * length_s)
+
+    missing = missing_windows(start(back), {start(n) for n in known}, NOW, length_s)
+    reach = min(back, domain.IDLE_WINDOWS)
+    assert [w.starts_at for w in missing] == [start(n) for n in range(reach, -1, -1) if n not in known]
+
+
+def test_a_first_window_ahead_of_now_fills_nothing() -> None:
+    assert missing_windows(at(7200), [], NOW, 3600) == []
