@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -18,15 +19,17 @@ TEMPLATE = "ratchet_template"
 
 
 @pytest.fixture(scope="session")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def postgres() -> Iterator[str]:
     """URL prefix of a Postgres server, without a database name; RATCHET_TEST_DATABASE_URL names another one."""
     if given := os.environ.get("RATCHET_TEST_DATABASE_URL"):
         yield given.rsplit("/", 1)[0]
         return
-    server = PostgresServer(tmp_path_factory.mktemp("postgres"))
-    server.start()
-    yield server.url.rsplit("/", 1)[0]
-    server.stop()
+    # Not below pytest's own directory, which each new session closes to other users: as root, Postgres runs as one.
+    with tempfile.TemporaryDirectory(prefix="ratchet-postgres-") as home:
+        server = PostgresServer(Path(home))
+        server.start()
+        yield server.url.rsplit("/", 1)[0]
+        server.stop()
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -67,8 +68,12 @@ class Running:
 
 
 @pytest.fixture
-def installation(tmp_path: Path) -> Iterator[Running]:
-    directory = tmp_path / "an installation"
+def installation() -> Iterator[Running]:
+    with tempfile.TemporaryDirectory(prefix="ratchet-e2e-", ignore_cleanup_errors=True) as home:
+        yield from _up(Path(home) / "an installation")
+
+
+def _up(directory: Path) -> Iterator[Running]:
     clean = {name: value for name, value in os.environ.items() if not name.startswith("RATCHET_")}
     process = subprocess.Popen(
         [sys.executable, "-m", "services.cli.main", "up", "--dir", str(directory), "--json"],
