@@ -112,7 +112,8 @@ class Recorder:
 
     def part(self, kind: type[W], values: Mapping[str, Any]) -> W | None:
         """A part of an event from a copy of ``values``; None, counted, where they are not valid."""
-        return self.built(kind, self.copied(values, f"a {kind.__name__}"))
+        copy = self.copied(values, f"a {kind.__name__}")
+        return self.built(kind, copy) if copy else None
 
     def built(self, kind: type[W], values: Mapping[str, Any]) -> W | None:
         """``values`` without the Nones as a ``kind``; None, counted, where they are not valid."""

@@ -1,0 +1,323 @@
+"""The recorder against a real broker: what is published, in which order, and what becomes of it when things break."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from ratchet_sdk import Recorder
+from ratchet_sdk.events import (
+    MAX_EVENT_BYTES,
+    LlmCallMade,
+    Step,
+    TrajectoryEnded,
+    TrajectoryStarted,
+    message_id,
+)
+
+from services.cli.embedded import NatsServer
+from shared.bus import Bus
+from tests.sdk.stored import stored
+
+
+@pytest.fixture
+async def recorder(nats_server: NatsServer, bus: Bus) -> AsyncIterator[Recorder]:
+    async with Recorder(nats_server.url, "agent-1", "traders") as opened:
+        yield opened
+
+
+async def test_a_run_is_published_as_the_contract_says(recorder: Recorder, bus: Bus) -> None:
+    async with recorder.trajectory(scenario_id="sunny", goal="win", model="traders", metadata={"seed": 1}) as run:
+        async with run.step(environment={"price": 3}) as step:
+            step.provider_access("news", query="acme", purpose="context", data=["up"])
+            call_id = step.llm_call(
+                messages=[{"role": "user", "content": "?"}], response="buy", model="m", purpose="reasoning"
+            )
+            step.refer("call-9", purpose="evaluation", action_type="trade")
+            step.action("buy", parameters={"n": 1}, success=True, result={"paid": 3}, reasoning="up")
+            step.reward(0.5)
+        run.final(balance=97)
+        run.final({"profit": -3})
+        run.metrics(steps=1)
+    assert await recorder.flush() == 0
+
+    messages = await stored(bus)
+    events = [message.event for message in messages]
+    assert {message.subject for message in messages} == {"steps.agent-1"}
+    assert [message.headers["Nats-Msg-Id"] for message in messages] == [
+        message_id("agent-1", e.event_id) for e in events
+    ]
+    assert {(e.policy, e.trajectory_id, e.started_at) for e in events} == {
+        ("traders", run.trajectory_id, run.started_at)
+    }
+    opening, first, end = events
+    assert isinstance(opening, TrajectoryStarted)
+    assert (opening.scenario_id, opening.goal, opening.metadata) == ("sunny", "win", {"seed": 1})
+    assert opening.model is not None
+    assert opening.model.name == "traders"
+    assert isinstance(first, Step)
+    assert (first.step, first.environment, first.reward) == (0, {"price": 3}, 0.5)
+    [access] = first.provider_accesses
+    assert (access.provider, access.query, access.purpose, access.data) == ("news", "acme", "context", ["up"])
+    whole, hint = first.llm_calls
+    assert (whole.call_id, whole.model, whole.purpose) == (call_id, "m", "reasoning")
+    assert whole.response == {"finish_reason": "stop", "message": {"role": "assistant", "content": "buy"}}
+    assert (hint.call_id, hint.purpose, hint.action_type, hint.response) == ("call-9", "evaluation", "trade", None)
+    assert first.action is not None
+    assert (first.action.type, first.action.result, first.action.error) == ("buy", {"paid": 3}, None)
+    assert isinstance(end, TrajectoryEnded)
+    assert (end.status, end.step_count) == ("completed", 1)
+    assert (end.final, end.metrics) == ({"balance": 97, "profit": -3}, {"steps": 1})
+
+
+async def test_an_exception_fails_the_run_and_passes_on(recorder: Recorder, bus: Bus) -> None:
+    with pytest.raises(ZeroDivisionError):
+        async with recorder.trajectory() as run, run.step():
+            _ = 1 / 0
+
+    async def agent() -> None:
+        async with recorder.trajectory() as run, run.step() as step:
+            step.action("buy", success=True)
+            raise KeyError("x")
+
+    with pytest.raises(KeyError):
+        await agent()
+    assert await recorder.flush() == 0
+    _, first, end, _, second, _ = [message.event for message in await stored(bus)]
+    assert isinstance(first, Step)
+    assert first.action is not None
+    assert (first.action.success, first.action.error) == (False, "ZeroDivisionError: division by zero")
+    assert isinstance(end, TrajectoryEnded)
+    assert (end.status, end.model_extra) == ("failed", {"error": "ZeroDivisionError: division by zero"})
+    assert isinstance(second, Step)
+    assert second.action is not None
+    assert (second.action.type, second.action.success) == ("buy", True)
+
+
+async def test_a_cancelled_run_is_truncated(recorder: Recorder, bus: Bus) -> None:
+    began = asyncio.Event()
+
+    async def agent() -> None:
+        async with recorder.trajectory():
+            began.set()
+            await asyncio.Event().wait()
+
+    task = asyncio.create_task(agent())
+    await began.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert await recorder.flush() == 0
+    end = (await stored(bus))[-1].event
+    assert isinstance(end, TrajectoryEnded)
+    assert end.status == "truncated"
+
+
+async def test_what_was_handed_over_does_not_change_afterwards(recorder: Recorder, bus: Bus) -> None:
+    messages: list[dict[str, Any]] = [{"role": "user", "content": [{"type": "text", "text": "one"}]}]
+    environment = {"prices": {"acme": 1}}
+    async with recorder.trajectory() as run, run.step(environment) as step:
+        step.llm_call(messages=messages, response="ok")
+        messages[0]["content"][0]["text"] = "two"
+        messages.append({"role": "user", "content": "three"})
+        environment["prices"]["acme"] = 2
+    assert await recorder.flush() == 0
+    first = (await stored(bus))[1].event
+    assert isinstance(first, Step)
+    assert first.environment == {"prices": {"acme": 1}}
+    assert first.llm_calls[0].messages == [{"role": "user", "content": [{"type": "text", "text": "one"}]}]
+
+
+class Odd:
+    @property
+    def model_dump(self) -> Any:
+        raise RuntimeError("mine alone")
+
+
+async def test_nothing_that_an_agent_hands_over_raises(recorder: Recorder, bus: Bus) -> None:
+    circular: dict[str, Any] = {}
+    circular["self"] = circular
+    async with recorder.trajectory(
+        started_at=datetime.fromisoformat("2026-11-20T10:00"), metadata={"o": object()}
+    ) as run:
+        async with run.step(environment=circular) as step:
+            step.action("two\nlines")
+            step.action("good", result={"when": datetime(2026, 1, 1, tzinfo=UTC), "nan": math.nan, "half": "\ud83d"})
+            step.llm_call(messages=[object()], response=7)
+            step.llm_call(messages=[{"role": "user"}], response=Odd())
+            step.llm_call(messages=[], response=None, temperature=math.inf)
+            step.provider_access("")
+            step.reward(math.nan)
+            step.reward("high")  # type: ignore[arg-type]  # a mistake that an agent may make
+        run.final(circular)
+    assert await recorder.flush() == 0
+    opening, first, end = [message.event for message in await stored(bus)]
+    assert isinstance(opening, TrajectoryStarted)
+    assert opening.metadata == {"o": "<builtins.object>"}
+    assert isinstance(first, Step)
+    assert (first.environment, first.llm_calls, first.provider_accesses, first.reward) == ({}, [], [], None)
+    assert first.action is not None
+    assert first.action.result == {"when": "2026-01-01T00:00:00Z", "nan": None, "half": "?"}
+    assert isinstance(end, TrajectoryEnded)
+    assert end.final == {}
+    assert recorder.counts.refused == 9
+    assert recorder.counts.last_error is not None
+
+
+def test_a_wrong_name_is_said_at_once() -> None:
+    for agent_id, policy in (("a.b", "default"), ("", "default"), ("a" * 65, "default"), ("a", "two words")):
+        with pytest.raises(ValueError, match="must be 1 to 64"):
+            Recorder("nats://127.0.0.1:1", agent_id, policy)
+
+
+async def test_large_events_travel_packed_and_larger_ones_are_refused(recorder: Recorder, bus: Bus) -> None:
+    async with recorder.trajectory() as run:
+        async with run.step(environment={"text": "x" * 100_000}):
+            pass
+        async with run.step(environment={"text": "x" * MAX_EVENT_BYTES}):
+            pass
+        async with run.step(environment={"text": "small"}):
+            pass
+    assert recorder.counts.refused == 1
+    assert "over the limit" in (recorder.counts.last_error or "")
+    assert await recorder.flush() == 0
+    messages = await stored(bus)
+    packed = [message.headers.get("Content-Encoding") for message in messages]
+    assert packed == [None, "gzip", None, None]
+    assert [message.event.kind for message in messages] == ["trajectory.started", "step", "step", "trajectory.ended"]
+    assert len(messages[1].data) < 10_000
+    assert isinstance(messages[1].event, Step)
+    assert messages[1].event.environment == {"text": "x" * 100_000}
+
+
+async def test_many_events_keep_their_order(recorder: Recorder, bus: Bus) -> None:
+    async with recorder.trajectory() as run:
+        for n in range(600):
+            async with run.step(environment={"n": n}):
+                pass
+            if n % 100 == 0:
+                await asyncio.sleep(0.005)
+    assert await recorder.flush() == 0
+    steps = [m.event.step for m in await stored(bus) if isinstance(m.event, Step)]
+    assert steps == list(range(600))
+    assert recorder.counts.published == recorder.counts.accepted == 602
+
+
+async def test_another_agents_message_ids_suppress_nothing(recorder: Recorder, bus: Bus) -> None:
+    run = recorder.trajectory()
+    event = TrajectoryStarted(
+        policy="traders", trajectory_id="t", started_at=run.started_at, occurred_at=run.started_at
+    )
+    await bus.publish("steps.enemy", b"{}", message_id("agent-1", event.event_id))
+    assert recorder.record(event)
+    assert await recorder.flush() == 0
+    enemy, ours = await stored(bus)
+    assert enemy.subject == "steps.enemy"
+    assert (ours.subject, ours.event) == ("steps.agent-1", event)
+    assert "Nats-Msg-Id" not in ours.headers
+
+
+async def test_a_broker_that_goes_and_comes_loses_and_repeats_nothing(nats_server: NatsServer, bus: Bus) -> None:
+    async with Recorder(nats_server.url, "agent-1") as recorder, recorder.trajectory() as run:
+        for n in range(300):
+            if n == 100:
+                nats_server.stop()
+            if n == 200:
+                assert await recorder.flush(0.2) > 0
+                nats_server.start()
+            async with run.step(environment={"n": n}):
+                await asyncio.sleep(0.001)
+        run.end()
+        assert await recorder.flush(20) == 0
+    while not bus.nc.is_connected:
+        await asyncio.sleep(0.02)
+    events = [message.event for message in await stored(bus)]
+    assert [event.step for event in events if isinstance(event, Step)] == list(range(300))
+    assert len(events) == 302
+
+
+async def test_without_a_broker_nothing_blocks_and_what_is_unsent_is_said() -> None:
+    recorder = Recorder("nats://127.0.0.1:1", "agent-1", queue_max=5)
+    async with recorder.trajectory() as run:
+        for _ in range(9):
+            async with run.step():
+                pass
+    assert await recorder.flush(0.1) == 5
+    assert (recorder.counts.accepted, recorder.counts.dropped) == (5, 6)
+    assert await recorder.close(0.1) == 5
+    assert not recorder.record(
+        TrajectoryStarted(trajectory_id="t", started_at=run.started_at, occurred_at=run.started_at)
+    )
+
+
+async def test_events_wait_for_a_stream_that_is_not_there_yet(nats_server: NatsServer) -> None:
+    from shared.bus import provision
+
+    opened = Bus(nats_server.url, name="late")
+    await opened.connect()
+    async with Recorder(nats_server.url, "agent-1") as recorder:
+        async with recorder.trajectory():
+            pass
+        assert await recorder.flush(0.3) == 2
+        await provision(opened)
+        assert await recorder.flush(20) == 0
+    assert [m.event.kind for m in await stored(opened)] == ["trajectory.started", "trajectory.ended"]
+    await opened.close()
+
+
+async def test_a_payload_over_the_servers_own_limit_is_refused_and_the_rest_goes_on(
+    nats_server: NatsServer, bus: Bus
+) -> None:
+    async with Recorder(nats_server.url, "agent-1") as recorder:
+        async with recorder.trajectory():
+            pass
+        assert await recorder.flush() == 0
+        client = recorder._publisher._client
+        assert client is not None
+        client._max_payload = 2000
+        async with recorder.trajectory(goal="x" * 2000):
+            pass
+        assert await recorder.flush() == 0
+    assert recorder.counts.refused == 1
+    assert "max_payload of 2000" in (recorder.counts.last_error or "")
+    assert [m.event.kind for m in await stored(bus)] == ["trajectory.started", "trajectory.ended", "trajectory.ended"]
+
+
+async def test_headers_name_the_step_to_the_gateway(recorder: Recorder) -> None:
+    began = datetime(2026, 11, 20, 10, 0, 0, 123456, tzinfo=UTC)
+    run = recorder.trajectory(trajectory_id="t-1", started_at=began + timedelta(0))
+    run.step()
+    headers = run.step().headers(purpose="reasoning", base_call_id="c-0")
+    assert headers == {
+        "X-Ratchet-Trajectory": "t-1",
+        "X-Ratchet-Step": "1",
+        "X-Ratchet-Started-At": "2026-11-20T10:00:00.123456+00:00",
+        "X-Ratchet-Purpose": "reasoning",
+        "X-Ratchet-Base-Call-Id": "c-0",
+    }
+
+
+async def test_what_is_known_only_after_a_step_is_an_event_of_its_own(recorder: Recorder, bus: Bus) -> None:
+    async with recorder.trajectory() as run:
+        async with run.step() as step:
+            pass
+        step.llm_call(messages=[], response="late", call_id="c")
+    assert await recorder.flush() == 0
+    event = (await stored(bus))[2].event
+    assert isinstance(event, LlmCallMade)
+    assert (event.step, event.call.call_id) == (0, "c")
+
+
+def test_the_package_brings_nothing_that_an_agent_does_not_need() -> None:
+    code = "import ratchet_sdk, ratchet_sdk.openai, sys; print(*{name.split('.')[0] for name in sys.modules})"
+    loaded = set(
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    )
+    assert {"nats", "pydantic"} <= loaded
+    assert not loaded & {"openai", "httpx", "shared", "services", "faststream", "asyncpg", "numpy", "torch"}
