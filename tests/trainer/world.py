@@ -133,12 +133,11 @@ class World:
         await self.pool.execute(
             """insert into groups (group_id, policy, window_id, scenario_id, homogeneous, state, revision, judge,
                                    spread)
-               values ($1, $2, $3, $1, $4, $5, 1, 'outcome', 1)""",
+               values ($1, $2, $3, $1, $4, 'pending', 1, 'outcome', 1)""",
             name,
             self.policy,
             window_id,
             homogeneous,
-            state,
         )
         for number, (calls, score) in enumerate(runs):
             agent, trajectory = f"a{number}", f"{name}-{number}"
@@ -154,6 +153,7 @@ class World:
             )
             if rewards is not None:
                 await self.reward(agent, trajectory, rewards[number])
+        await self.pool.execute("update groups set state = $2 where group_id = $1", name, state)
         return name
 
     async def exact_groups(self, count: int, *, version: str = "v0", prefix: str = "g", window: int = 0) -> list[str]:

@@ -1,0 +1,326 @@
+"""The whole trainer on a real NATS and a real Postgres: from scored groups to an announced version."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import SecretStr
+
+from services.cli.embedded import NatsServer
+from services.trainer.app import Parts, wire
+from services.trainer.engine_torch import TorchEngine
+from services.trainer.settings import TrainerSettings
+from services.trainer.training import Engine, Job, Progress, Trained
+from shared import subjects
+from shared.artifacts import Artifact, DirectoryStore
+from shared.bus import Bus, stream_end
+from shared.database import Pool
+from shared.errors import GiveUpError
+from shared.events import GroupScored
+from tests.trainer.world import World, call, talk
+
+
+@dataclass
+class Held:
+    """An engine that waits to be let go, so that a test can look at what holds meanwhile."""
+
+    began: threading.Event = field(default_factory=threading.Event)
+    let_go: threading.Event = field(default_factory=threading.Event)
+    jobs: list[Job] = field(default_factory=list)
+
+    def train(self, job: Job, directory: Path, progress: Progress) -> Trained:
+        self.jobs.append(job)
+        self.began.set()
+        while not self.let_go.wait(0.01):
+            progress(0, 1, {})
+        progress(1, 1, {"loss": 1.0})
+        (directory / "model.safetensors").write_text(job.version)
+        return Trained({"loss_first": 1.0, "loss_last": 0.5, "curve": [{"loss": 1.0}]})
+
+
+@dataclass
+class Rig:
+    bus: Bus
+    pool: Pool
+    world: World
+    settings: TrainerSettings
+    artifact: Artifact
+    tasks: list[asyncio.Task[None]] = field(default_factory=list)
+
+    def start(self, engine: Engine, bus: Bus | None = None, **changes: Any) -> tuple[Parts, asyncio.Task[None]]:
+        """A replica with its periodic tasks running; the first task is the one that trains."""
+        settings = self.settings.model_copy(update=changes)
+        parts = wire(settings, bus or self.bus, self.pool, engine)
+        running = [asyncio.create_task(task.loop()) for task in parts.tasks(settings)]
+        self.tasks += running
+        return parts, running[0]
+
+    async def messages(self, subject: str) -> list[dict[str, Any]]:
+        found = []
+        for sequence in range(1, (await stream_end(self.bus, "LOOP")).sequence + 1):
+            message = await self.bus.js.get_msg("LOOP", sequence)
+            if message.subject == subject:
+                found.append(json.loads(message.data or b""))
+        return found
+
+    async def until(self, query: str, *arguments: Any) -> Any:
+        """The value of a query once it is neither null nor false."""
+        async with asyncio.timeout(20):
+            while not (value := await self.pool.fetchval(query, *arguments)):
+                await asyncio.sleep(0.02)
+        return value
+
+    async def promoted_base(self) -> None:
+        await self.bus.command("trainer", "register_base", {"artifact_sha256": self.artifact.sha256})
+        await self.world.deployment("v0", "promoted")
+
+
+@pytest.fixture
+async def rig(
+    bus: Bus, pool: Pool, database_url: str, artifacts: DirectoryStore, artifact: Artifact, tmp_path: Path
+) -> AsyncIterator[Rig]:
+    settings = TrainerSettings(
+        database_url=SecretStr(database_url),
+        artifacts_dir=artifacts.root,
+        min_groups=3,
+        train_steps=3,
+        tick_s=0.05,
+        sweep_s=0.1,
+        wandb_dir=tmp_path / "wandb",
+        wandb_mode="disabled",
+        device="cpu",
+    )
+    made = Rig(bus, pool, World(pool), settings, artifact)
+    yield made
+    for task in made.tasks:
+        task.cancel()
+    await asyncio.gather(*made.tasks, return_exceptions=True)
+
+
+async def test_scored_groups_become_a_version_that_is_announced(rig: Rig, artifacts: DirectoryStore) -> None:
+    rig.start(TorchEngine(device="cpu"), tick_s=60.0, wandb_mode="offline")
+    await rig.bus.broker.start()
+    await rig.promoted_base()
+    await rig.world.exact_groups(3)
+    scored = GroupScored(
+        group_id="g0",
+        policy="default",
+        window_id="w",
+        scenario_id="g0",
+        revision=1,
+        judge="outcome",
+        state="scored",
+        homogeneous=True,
+        spread=1,
+        scores=[],
+    )
+    await rig.bus.announce(scored)  # the tick is a minute away: the event woke it
+
+    await rig.until("select announced_at is not null from models where version = 'v1'")
+    model = await rig.pool.fetchrow("select * from models join batches using (batch_id) where version = 'v1'")
+    assert model is not None
+    assert (model["parent"], model["number"], model["method"], model["state"]) == ("v0", 1, "grpo", "trained")
+    assert (model["groups"], model["trajectories"], model["attempts"]) == (3, 6, 1)
+    assert (artifacts.open(model["artifact_sha256"]) / "README.md").exists()
+    [base, trained] = await rig.messages(subjects.MODEL_TRAINED)
+    assert (base["version"], base["method"]) == ("v0", "base")
+    assert (trained["version"], trained["artifact_sha256"]) == ("v1", model["artifact_sha256"])
+    assert [event["step"] for event in await rig.messages(subjects.TRAINING_PROGRESS)] == [1, 2, 3]
+    run_id = await rig.until("select wandb_run from batches")
+    assert list((rig.settings.wandb_dir / "wandb").glob(f"offline-run-*-{run_id}/run-{run_id}.wandb"))
+
+
+async def test_readiness_says_what_is_missing_until_nothing_is(rig: Rig) -> None:
+    rig.start(Held(), min_groups=3, tick_s=60.0)
+    await rig.bus.broker.start()
+    with pytest.raises(GiveUpError, match="no base model"):
+        await rig.bus.command("trainer", "readiness", {})
+    await rig.bus.command("trainer", "register_base", {"artifact_sha256": rig.artifact.sha256})
+    answer = await rig.bus.command("trainer", "readiness", {})
+    assert answer == {
+        "ready": False,
+        "missing": ["no version has been promoted yet"],
+        "groups": 0,
+        "trajectories": 0,
+        "parent": None,
+    }
+    await rig.world.deployment("v0", "promoted")
+    await rig.world.exact_groups(2)
+    answer = await rig.bus.command("trainer", "readiness", {})
+    assert (answer["ready"], answer["missing"][0]) == (False, "grpo: 2 of 3 groups")
+    assert (answer["groups"], answer["trajectories"], answer["parent"]) == (2, 4, "v0")
+    await rig.world.exact_groups(1, prefix="more")
+    assert (await rig.bus.command("trainer", "readiness", {}))["ready"]
+
+
+async def test_an_operator_may_train_sooner_but_not_past_the_gate(rig: Rig) -> None:
+    rig.start(Held(), tick_s=60.0)
+    await rig.bus.broker.start()
+    await rig.bus.command("trainer", "register_base", {"artifact_sha256": rig.artifact.sha256})
+    asked: dict[str, Any] = {"iterations": 2, "dropout": 0.9, "lookback_windows": 1}
+    answer = await rig.bus.command("trainer", "train", asked)
+    assert answer == {"batch_id": None, "why_not": ["no version has been promoted yet"]}
+    await rig.world.deployment("v0", "promoted")
+    assert (await rig.bus.command("trainer", "train", asked))["why_not"] == [
+        "grpo: 0 of 1 groups",
+        "imitation: 0 of 1 groups",
+    ]
+    await rig.world.exact_groups(1)
+    await rig.world.exact_groups(1, prefix="newer", window=3)
+    answer = await rig.bus.command("trainer", "train", asked)
+    batch = await rig.pool.fetchrow("select * from batches where batch_id = $1", answer["batch_id"])
+    assert batch is not None
+    assert batch["config"]["recipe"]["steps"] == 2
+    rows = await rig.pool.fetch("select group_id, left_out from batch_trajectories")
+    assert {row["group_id"] for row in rows} == {"newer0"}
+    assert any(row["left_out"] is None for row in rows)
+    again = await rig.bus.command("trainer", "train", asked)
+    assert again == {"batch_id": None, "why_not": [f"batch {answer['batch_id']} is being trained"]}
+
+
+async def test_a_trainer_that_is_stopped_loses_nothing(rig: Rig, nats_server: NatsServer) -> None:
+    first, second = Held(), Held()
+    _, training = rig.start(first)
+    await rig.bus.broker.start()
+    await rig.promoted_base()
+    await rig.world.exact_groups(3)
+    assert await asyncio.to_thread(first.began.wait, 20)
+    training.cancel()
+    await asyncio.gather(training, return_exceptions=True)
+    other = Bus(nats_server.url, name="other")
+    await other.connect()
+    rig.start(second, bus=other)
+    second.let_go.set()
+    await rig.until("select state = 'trained' from batches")
+    row = await rig.pool.fetchrow("select fencing_token, attempts from batches")
+    assert tuple(row or ()) == (2, 2)
+    assert first.jobs[0].recipe == second.jobs[0].recipe
+    await other.close()
+
+
+async def test_a_trainer_that_lost_its_lease_leaves_nothing_behind(rig: Rig) -> None:
+    """As after kill -9 or a long pause: another has the batch, the first one comes back and is fenced."""
+    engine = Held()
+    rig.start(engine, lease_s=0.3)
+    await rig.bus.broker.start()
+    await rig.promoted_base()
+    await rig.world.exact_groups(3)
+    assert await asyncio.to_thread(engine.began.wait, 20)
+    await rig.pool.execute(
+        "update batches set fencing_token = 7, attempts = 2, lease_until = now() + interval '1 hour'"
+    )
+    engine.began.clear()
+    await rig.until("select lease_until > now() + interval '50 minutes' from batches")
+    engine.let_go.set()
+    await asyncio.sleep(0.3)  # longer than a heartbeat: had it not been fenced, a version would be there
+    assert await rig.pool.fetchval("select count(*) from models") == 1
+    await rig.pool.execute("update batches set lease_until = now()")
+    await rig.until("select state = 'trained' from batches")
+    assert await rig.pool.fetchval("select fencing_token from batches") == 8
+
+
+class Broken:
+    def train(self, job: Job, directory: Path, progress: Progress) -> Trained:
+        raise self.error
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+
+async def test_what_can_never_be_trained_fails_at_once(rig: Rig) -> None:
+    rig.start(Broken(GiveUpError("the template has no marks")))
+    await rig.bus.broker.start()
+    await rig.promoted_base()
+    await rig.world.exact_groups(3)
+    await rig.until("select state = 'failed' from batches")
+    row = await rig.pool.fetchrow("select attempts, failure from batches")
+    assert tuple(row or ()) == (1, "the template has no marks")
+
+
+async def test_what_fails_again_and_again_is_given_up(rig: Rig) -> None:
+    rig.start(Broken(RuntimeError("out of memory")))
+    await rig.bus.broker.start()
+    await rig.promoted_base()
+    await rig.world.exact_groups(3)
+    await rig.until("select state = 'failed' from batches")
+    row = await rig.pool.fetchrow("select attempts, failure from batches")
+    assert tuple(row or ()) == (3, "RuntimeError: out of memory; given up after 3 attempts")
+
+
+async def test_only_the_winners_of_groups_with_spread_are_imitated(rig: Rig) -> None:
+    rig.start(TorchEngine(device="cpu"))
+    await rig.bus.broker.start()
+    await rig.promoted_base()
+    for number in range(3):
+        calls = [[talk(f"c{number}{n}", "up?", answer)] for n, answer in enumerate(("buy", "sell"))]
+        won = [1.0, 0.0] if number % 2 == 0 else [0.0, 1.0]
+        await rig.world.group(f"g{number}", list(zip(calls, won, strict=True)), rewards=won)
+    await rig.until("select announced_at is not null from models where version = 'v1'")
+    rows = await rig.pool.fetch("select trajectory_id, label from batch_trajectories where trained order by 1")
+    assert [tuple(row) for row in rows] == [(f"g{n}-{n % 2}", "imitation") for n in range(3)]
+    metrics = await rig.pool.fetchval("select metrics from models where version = 'v1'")
+    assert metrics["loss_last"] < metrics["loss_first"]
+
+
+async def test_nothing_is_claimed_while_a_version_is_undecided(rig: Rig) -> None:
+    engine = Held()
+    engine.let_go.set()
+    parts, _ = rig.start(engine, tick_s=60.0, sabotage_version=1)
+    await rig.bus.broker.start()
+    await rig.promoted_base()
+    await rig.world.exact_groups(3)
+    await parts.trainer.round()
+    await rig.world.exact_groups(3, prefix="later")
+    await parts.trainer.round()  # v1 has no row of the deployer's yet
+    await rig.world.deployment("v1", "canary")
+    await parts.trainer.round()
+    assert [job.version for job in engine.jobs] == ["v1"]
+    assert await rig.pool.fetchval("select note from models where version = 'v1'") is not None
+    await rig.world.deployment("v1", "refused")
+    await parts.trainer.round()
+    assert [(job.version, job.parent_version, job.sabotage) for job in engine.jobs] == [
+        ("v1", "v0", True),
+        ("v2", "v0", False),
+    ]
+
+
+async def test_untrainable_groups_are_recorded_once(rig: Rig) -> None:
+    parts, _ = rig.start(Held(), tick_s=60.0)
+    await rig.bus.broker.start()
+    await rig.promoted_base()
+    for number in range(3):
+        runs = [([call(f"c{number}{n}", [5], [6], [-1.0], version="someone")], float(n)) for n in (0, 1)]
+        await rig.world.group(f"g{number}", runs)
+    await parts.trainer.round()
+    assert await rig.pool.fetchval("select state from batches") == "empty"
+    rows = await rig.pool.fetch("select distinct trained, label, left_out from batch_trajectories")
+    assert [tuple(row) for row in rows] == [(False, "mixed", "someone is no version of this line")]
+    await parts.trainer.round()
+    assert await rig.pool.fetchval("select count(*) from batches") == 1
+
+
+async def test_a_base_that_is_no_artifact_is_refused(rig: Rig) -> None:
+    rig.start(Held(), tick_s=60.0)
+    await rig.bus.broker.start()
+    with pytest.raises(GiveUpError, match="is not in"):
+        await rig.bus.command("trainer", "register_base", {"artifact_sha256": "0" * 64})
+    sha256 = rig.artifact.sha256
+    for _ in range(2):
+        assert await rig.bus.command("trainer", "register_base", {"artifact_sha256": sha256}) == {"version": "v0"}
+
+
+async def test_an_unannounced_version_is_announced_by_the_sweep(rig: Rig) -> None:
+    parts, _ = rig.start(Held(), tick_s=60.0, sweep_s=60.0)
+    await rig.bus.broker.start()
+    await rig.promoted_base()
+    await rig.pool.execute("update models set announced_at = null")  # killed between the announcement and its mark
+    await parts.trainer.announce_models()
+    assert await rig.pool.fetchval("select announced_at is not null from models")
+    assert len(await rig.messages(subjects.MODEL_TRAINED)) == 1
