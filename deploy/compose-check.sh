@@ -41,7 +41,10 @@ finish() {
   if [ -n "$dockerd_pid" ]; then
     kill "$dockerd_pid"
     wait "$dockerd_pid" 2> /dev/null
-    say "the dockerd that this script started has ended"
+    ip link delete docker0 2> /dev/null
+    iptables-restore < "$work/iptables"
+    echo "$forwarding" > /proc/sys/net/ipv4/ip_forward
+    say "the dockerd that this script started has ended; its bridge, its rules and its data are gone"
   fi
   rm -rf "$work"
   [ "$code" -eq 0 ] && say "everything held" || say "FAILED"
@@ -53,7 +56,9 @@ trap 'exit 143' TERM
 
 packages() {
   local missing=()
-  command -v dockerd > /dev/null || docker info > /dev/null 2>&1 || missing+=(docker.io iptables)
+  command -v dockerd > /dev/null || docker info > /dev/null 2>&1 || missing+=(docker.io)
+  command -v iptables > /dev/null || missing+=(iptables)
+  command -v ip > /dev/null || missing+=(iproute2)
   docker compose version > /dev/null 2>&1 || command -v docker-compose > /dev/null || missing+=(docker-compose)
   command -v docker-init > /dev/null || missing+=(tini)
   command -v debootstrap > /dev/null || missing+=(debootstrap)
@@ -72,6 +77,8 @@ daemon() {
   local home=${keep:-$work/docker}
   mkdir -p "$home"
   export DOCKER_HOST=unix://$work/docker.sock
+  iptables-save > "$work/iptables" # what the daemon changes on this machine, put back at the end
+  forwarding=$(cat /proc/sys/net/ipv4/ip_forward)
   dockerd --host "$DOCKER_HOST" --data-root "$home/data" --exec-root "$work/run" --pidfile "$work/dockerd.pid" \
     > "$work/dockerd.log" 2>&1 &
   dockerd_pid=$!

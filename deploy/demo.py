@@ -28,10 +28,6 @@ def models() -> Models:
     return found
 
 
-def decided(found: Models) -> bool:
-    return not any(model["state"] in (None, "verifying", "canary") for model in found)
-
-
 def promoted(found: Models) -> list[str]:
     """Versions that were trained and passed their test; one that a later one replaced passed it too."""
     good = ("promoted", "superseded")
@@ -62,7 +58,7 @@ def main() -> int:
     wait_for(lambda found: any(model["state"] in ("promoted", "superseded") for model in found))
     say(f"{agents} agents trade for {windows} windows")
     command("examples.market", "--windows", windows, "--agents", agents, "--seed", seed)
-    found = wait_for(decided)
+    found = wait_for(lambda found: bool(promoted(found)))  # the last window is not judged yet
     for model in found:
         say(f"{model['version']} ({model['method']}, from {model['parent'] or 'nothing'}): {model['state']}")
     better = promoted(found)
