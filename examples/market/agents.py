@@ -73,7 +73,7 @@ class Trader:
                 if decision is None:
                     step.action("none", success=False, error="the reply is no decision")
                 else:
-                    step.action(decision, parameters={"symbol": facts.symbol}, success=True)
+                    step.action(decision, parameters={"symbol": facts.symbol}, success=True, result={"order": "placed"})
             place(Order(self.agent_id, run.trajectory_id, facts.symbol, decision))
 
     async def __aenter__(self) -> Self:

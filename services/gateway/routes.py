@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 from nats.errors import Error as NatsError
@@ -50,7 +51,8 @@ class RouteTable:
                 while await self._next(watcher):
                     pass
             finally:
-                await watcher.stop()
+                with contextlib.suppress(NatsError, OSError, TimeoutError):
+                    await watcher.stop()  # over a closed connection it raises, and would hide that we were cancelled
         except (NatsError, OSError, TimeoutError) as error:
             raise RetryLaterError(f"the routes cannot be watched: {error!r}") from error
 
