@@ -317,7 +317,7 @@ class EventStore:
         )
         return state
 
-    async def due(self, ended_before: datetime, limit: int = 100) -> list[OpenWindow]:
+    async def due(self, ended_before: datetime, limit: int = 2000) -> list[OpenWindow]:
         """Open windows whose end lies before ``ended_before`` or whose closing was asked for, oldest first."""
         rows = await self._pool.fetch(
             """select w.window_id, w.ends_at, w.close_requested, w.barrier_created, w.barrier_sequence,
