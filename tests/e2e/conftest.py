@@ -19,8 +19,9 @@ import pytest
 from psycopg.rows import dict_row
 
 ROOT = Path(__file__).parents[2]
-# As quick as the demo: windows stay hourly, but nothing waits for minutes once a window was closed by hand.
+# As quick as the demo: nothing waits for minutes, and the next window, with its new plan, begins within one.
 QUICK = {
+    "RATCHET_WINDOW_S": "60",
     "RATCHET_TICK_S": "0.1",
     "RATCHET_SWEEP_S": "0.5",
     "RATCHET_GRACE_S": "0.3",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -122,7 +121,8 @@ def assert_bytes_are_kept(installation: Running, trajectory_id: str) -> None:
     assert [hashlib.sha256(line.encode()).hexdigest() for line in raw] == [row["sha256"] for row in stored]
 
     run = installation.json("trajectory", trajectory_id)
-    said = run["calls"][-1]["messages"] + [run["calls"][-1]["call"]["response"]["message"]]
+    said = [*run["calls"][-1]["messages"], run["calls"][-1]["reply"]]
+    assert all(event["matches"] for event in run["events"])
     [started] = installation.rows(
         "select scenario_id, agent_id from trajectories where trajectory_id = %s", trajectory_id
     )
@@ -133,4 +133,3 @@ def assert_bytes_are_kept(installation: Running, trajectory_id: str) -> None:
     ]
     assert said == original["messages"][: len(said)]
     assert [m for m in original["messages"][len(said) :] if m["role"] == "assistant"] == []
-    assert Path(FILE).exists()
