@@ -40,6 +40,12 @@ class Parts:
 
 def engine(settings: TrainerSettings) -> Engine:
     """The engine that the settings name; what it needs is imported only then."""
+    if settings.engine == "art":
+        from services.trainer.engine_art import ArtEngine, backend_of
+
+        return ArtEngine(
+            lambda: backend_of(settings.art_backend), project=settings.art_project, base_model=settings.art_base_model
+        )
     from services.trainer.engine_torch import TorchEngine
 
     return TorchEngine(device=settings.device)
@@ -89,9 +95,10 @@ def wire(settings: TrainerSettings, bus: Bus, pool: Pool, engine: Engine) -> Par
 async def main() -> None:
     settings = load(TrainerSettings)
     configure_logging("trainer", settings.log_level)
-    import torch
+    if settings.engine == "torch":
+        import torch
 
-    torch.set_num_threads(settings.torch_threads)
+        torch.set_num_threads(settings.torch_threads)
     url = settings.database_url.get_secret_value()
     async with database.pool(url, pool_size=settings.database_pool, application="trainer") as pool:
         bus = Bus(settings.nats_url, name="trainer")
