@@ -120,8 +120,9 @@ def server(bus: Bus) -> Finding:
         detail = f"max_payload is {limit:,} bytes; an event of the largest size would end the connection"
         return Finding("broker", "fail", detail, "set max_payload: 8MB in the server's configuration")
     if (version.major, version.minor) < (2, 12):
-        return Finding("broker", "warn", f"NATS {version} has no atomic batches", "use NATS 2.12 or newer")
-    return Finding("broker", "ok", f"NATS {version}, max_payload {limit:,} bytes")
+        detail = f"NATS {version.major}.{version.minor} has no atomic batches"
+        return Finding("broker", "warn", detail, "use NATS 2.12 or newer")
+    return Finding("broker", "ok", f"NATS {version.major}.{version.minor}, max_payload {limit:,} bytes")
 
 
 async def streams(bus: Bus) -> list[Finding]:

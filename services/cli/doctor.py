@@ -20,7 +20,8 @@ def doctor(as_json: AsJson = False) -> None:
         print_json([asdict(finding) for finding in found])
     else:
         rows = [(f.verdict, f.part, f.detail, f.mend or "") for f in found]
-        made = table("", ("verdict", "part", "what was found", "what mends it"), rows)
+        columns = ("verdict", "part", "what was found", "what mends it")
+        made = table("", columns, rows, wrap=columns[2:])
         made.columns[0].style = "bold"
         console().print(made)
         worst = [verdict for verdict in ("fail", "warn") if any(f.verdict == verdict for f in found)]

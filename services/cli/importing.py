@@ -34,6 +34,7 @@ TRIES = 5
 STALL_S = 30.0
 POLL_S = 0.1
 MIN_LEFT_S = 1.0  # a window that ends sooner is left to others: the next one is taken
+MAX_WAIT_S = 120.0  # for the next window, where this one is closed
 
 Advance = Callable[[int], None]
 
@@ -62,11 +63,20 @@ class Plan:
         return sum(len(phase) for phase in self.phases)
 
 
-async def moment(length_s: int) -> tuple[datetime, Window]:
-    """Now, or the start of the next window where the current one is about to end."""
+async def moment(length_s: int, pool: Pool) -> tuple[datetime, Window]:
+    """Now, or the start of the next window where the current one is about to end or was closed early.
+
+    What comes into a closed window is late and never judged. Raises RetryLaterError where the next is far away.
+    """
     window = window_at(datetime.now(UTC), length_s)
     left_s = (window.ends_at - datetime.now(UTC)).total_seconds()
-    if left_s < min(MIN_LEFT_S, length_s / 2):
+    closed = await store.closed_windows(pool, [window.window_id]) > 0
+    if closed and left_s > MAX_WAIT_S:
+        raise RetryLaterError(
+            f"window {window.window_id} was closed already: what comes into it now is late and never judged; "
+            f"try again after {window.ends_at:%H:%M:%S} UTC"
+        )
+    if closed or left_s < min(MIN_LEFT_S, length_s / 2):
         await asyncio.sleep(left_s)
     now = datetime.now(UTC)
     return now, window_at(now, length_s)

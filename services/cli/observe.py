@@ -21,9 +21,8 @@ def status(as_json: AsJson = False) -> None:
         print_json(found)
     else:
         out = console()
-        out.print(
-            table("", ("part", "state", "detail"), [(p["part"], p["state"], p["detail"]) for p in found["parts"]])
-        )
+        parts = [(p["part"], p["state"], p["detail"]) for p in found["parts"]]
+        out.print(table("", ("part", "state", "detail"), parts, wrap=("detail",)))
         if found["consumers"]:
             columns = ("service", "consumer", "state", "behind", "in work", "redelivered")
             rows = [
@@ -203,7 +202,7 @@ def models(
         )
         for row in rows
     ]
-    console().print(table("", columns, cells, right=("share", "runs", "reward")))
+    console().print(table("", columns, cells, right=("share", "runs", "reward"), wrap=("evidence",)))
 
 
 def evidence(row: dict[str, Any]) -> str:
@@ -236,7 +235,7 @@ def agents(context: typer.Context, limit: Limit = 1000, as_json: AsJson = False)
         return
     columns = ("agent", "first seen", "last seen", "runs", "versions")
     cells = [(r["agent_id"], r["first_seen"], r["last_seen"], r["runs"], ", ".join(r["versions"])) for r in rows]
-    console().print(table("", columns, cells, right=("runs",)))
+    console().print(table("", columns, cells, right=("runs",), wrap=("versions",)))
 
 
 async def _agents(limit: int) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, date, datetime
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
     from rich.table import Table
+
+WIDE = 160  # characters
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
 Policy = Annotated[str, typer.Option("--policy", "-p", help="The line of models that is meant.")]
@@ -47,18 +50,37 @@ def print_json(value: Any, *, err: bool = False) -> None:
 def console(*, err: bool = False) -> Console:
     from rich.console import Console
 
-    return Console(stderr=err, highlight=False, soft_wrap=False)
+    made = Console(stderr=err, highlight=False)
+    if not made.is_terminal and "COLUMNS" not in os.environ:
+        made.width = WIDE  # a file or a pipe has no edge to wrap at
+    return made
 
 
-def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], *, right: Sequence[str] = ()) -> Table:
-    """A table of plain text: nothing that an agent wrote is taken for markup or a control code."""
+def table(
+    title: str,
+    columns: Sequence[str],
+    rows: Iterable[Sequence[Any]],
+    *,
+    right: Sequence[str] = (),
+    wrap: Sequence[str] = (),
+) -> Table:
+    """A table of plain text: nothing that an agent wrote is taken for markup or a control code.
+
+    ``right``: columns of numbers; ``wrap``: columns of words, which take what room is left.
+    """
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
     made = Table(title=title or None, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     for column in columns:
-        made.add_column(column, justify="right" if column in right else "left", overflow="fold")
+        wraps = column in wrap
+        made.add_column(
+            column,
+            justify="right" if column in right else "left",
+            overflow="fold" if wraps else "ellipsis",
+            no_wrap=not wraps,
+        )
     for row in rows:
         made.add_row(*(Text(shown(cell)) for cell in row))
     return made

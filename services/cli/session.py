@@ -81,6 +81,8 @@ async def database(chosen: Settings) -> AsyncIterator[Pool]:
         yield pool
     except asyncpg.UndefinedTableError as error:
         raise ConfigurationError(f"the database has no schema ({error}); run `ratchet migrate`") from error
+    except BrokenPipeError:  # of what reads our output, not of Postgres
+        raise
     except db.UNAVAILABLE as error:
         raise RetryLaterError(f"Postgres went away: {error!r}; try again") from error
     finally:

@@ -83,7 +83,8 @@ async def simulate(plan: Plan, *, close: bool) -> dict[str, Any]:
     settings = session.settings()
     async with AsyncExitStack() as stack:
         bus = await stack.enter_async_context(session.bus(settings))
-        pool = await stack.enter_async_context(session.database(settings)) if close else None
+        pool = await stack.enter_async_context(session.database(settings))
+        await importing.moment(settings.window_s, pool)
         bar = stack.enter_context(progress())
         advance = task(bar, "runs", plan.agents * plan.rounds)
         began = time.monotonic()
@@ -92,7 +93,7 @@ async def simulate(plan: Plan, *, close: bool) -> dict[str, Any]:
         )
         keys = [(agent, run) for runs in done for agent, run, _ in runs]
         windows = sorted({window_at(at, settings.window_s).window_id for runs in done for _, _, at in runs})
-        if pool is not None:
+        if close:
             windows = await importing.until_stored(pool, keys, task(bar, "store", len(keys)))
             await importing.close_windows(bus, pool, windows, task(bar, "close", len(windows)))
     return {

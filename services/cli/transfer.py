@@ -46,12 +46,12 @@ async def _import(file: Path, policy: str, close: bool) -> tuple[dict[str, Any],
     settings = session.settings()
     async with AsyncExitStack() as stack:
         bus = await stack.enter_async_context(session.bus(settings))
-        pool = await stack.enter_async_context(session.database(settings)) if close else None
-        at, window = await importing.moment(settings.window_s)
+        pool = await stack.enter_async_context(session.database(settings))
+        at, window = await importing.moment(settings.window_s, pool)
         made = importing.plan(file, policy, at)
         bar = stack.enter_context(progress())
         await importing.publish(bus, made, task(bar, "publish", made.size))
-        if pool is not None:
+        if close:
             keys = [(run.agent_id, run.trajectory_id) for run in made.runs]
             windows = await importing.until_stored(pool, keys, task(bar, "store", len(keys)))
             await importing.close_windows(bus, pool, windows, task(bar, "close", len(windows)))

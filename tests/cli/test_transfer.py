@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import json
+import shlex
+import subprocess
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -12,6 +16,7 @@ import pytest
 from openai.types.chat.chat_completion import Choice
 from ratchet_sdk.events import Step, TrajectoryEnded, TrajectoryStarted, outcomes, step_events
 
+from services.cli import importing
 from shared.bus import Bus, Delivery, stream_end
 from shared.database import Pool
 from shared.trajectories import assemble
@@ -125,6 +130,32 @@ async def test_import_close_waits_until_the_window_is_closed(
     assert (row["state"], row["runs"]) == ("closed", 4)
 
 
+async def test_nothing_is_imported_into_a_closed_window(
+    ratchet: Ratchet, bus: Bus, pool: Pool, file: Path, environment: pytest.MonkeyPatch
+) -> None:
+    recorder = TinyRecorder(bus, pool)
+    await recorder.start()
+    environment.setattr(importing, "MAX_WAIT_S", 0.0)
+    assert (await ratchet("import", str(file), "--close")).code == 0
+    before = await stream_end(bus, "STEPS")
+    for command in (["import", str(file)], ["simulate", "--minutes", "1", "--rate", "1000"]):
+        said = await ratchet(*command)
+        assert said.code == 75
+        assert f"window {recorder.closed[0]} was closed already" in said.err
+    assert await stream_end(bus, "STEPS") == before
+
+
+async def test_the_next_window_is_waited_for(
+    ratchet: Ratchet, bus: Bus, pool: Pool, file: Path, environment: pytest.MonkeyPatch
+) -> None:
+    recorder = TinyRecorder(bus, pool, length_s=2)
+    await recorder.start()
+    environment.setenv("RATCHET_WINDOW_S", "2")
+    for _ in range(2):
+        assert (await ratchet("import", str(file), "--close")).code == 0
+    assert len(set(recorder.closed)) == 2
+
+
 async def test_bad_lines_are_said_and_skipped(ratchet: Ratchet, bus: Bus, tmp_path: Path) -> None:
     good = TEXT.splitlines()
     mixed = tmp_path / "mixed.jsonl"
@@ -204,6 +235,14 @@ async def test_export_of_what_is_not_there(ratchet: Ratchet, pool: Pool) -> None
     [group] = lines((await ratchet("export", "--window", world.WINDOW)).out)
     assert [t["metadata"]["agent_id"] for t in group["trajectories"]] == ["ann"]
     assert group["forgotten"] == ["run-1"]
+
+
+async def test_a_reader_who_has_had_enough_hears_no_complaint(servers: None, pool: Pool) -> None:
+    await world.build(pool)
+    command = f"{shlex.quote(sys.executable)} -m services.cli.main export --format openai-chat"
+    code = f"set -o pipefail; {command} | true"
+    done = await asyncio.to_thread(subprocess.run, ["bash", "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (1, "")
 
 
 # simulate -----------------------------------------------------------------------------------------
