@@ -32,8 +32,6 @@ from shared.errors import GiveUpError
 from shared.telemetry import logger
 from shared.trajectories import RunKey, Trajectory
 
-RUNS_AT_ONCE = 64
-
 
 class Runs(Protocol):
     async def load(self, keys: Sequence[RunKey]) -> dict[RunKey, Trajectory]:
@@ -183,10 +181,7 @@ class Batches:
     async def _groups(self, policy: str, wanted: Wanted) -> list[ScoredGroup]:
         rows, judged = await self._judged(policy, wanted)
         keys = [(row["agent_id"], row["trajectory_id"]) for row in judged]
-        calls = {}
-        for start in range(0, len(keys), RUNS_AT_ONCE):  # parsing is work: others get a turn in between
-            for key, run in (await self._runs.load(keys[start : start + RUNS_AT_ONCE])).items():
-                calls[key] = records_of(run)
+        calls = {key: records_of(run) for key, run in (await self._runs.load(keys)).items()}
         members = {
             group_id: tuple(
                 Judged(row["agent_id"], row["trajectory_id"], row["score"], row["reward"], calls.get(key, ()))

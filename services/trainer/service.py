@@ -22,6 +22,7 @@ from shared.database import UNAVAILABLE
 from shared.errors import GiveUpError, RatchetError
 from shared.events import LoopEvent, ModelTrained, TrainingProgress
 from shared.telemetry import logger
+from shared.trajectories import RunKey
 
 BATCHES = Counter("ratchet_trainer_batches_total", "Batches, by what became of them", ["outcome"])
 TRAIN_SECONDS = Histogram(
@@ -93,10 +94,10 @@ class Trainer:
         outcome = "retried"
         try:
             with TRAIN_SECONDS.time(), tempfile.TemporaryDirectory(prefix="ratchet-train-") as temporary:
-                job = await self._job(lease)
+                job, forgotten = await self._job(lease)
                 async with self._progress(lease, stop) as progress:
                     trained = await asyncio.to_thread(self._engine.train, job, Path(temporary), progress)
-                await self._register(lease, job, trained, Path(temporary))
+                await self._register(lease, job, trained, forgotten, Path(temporary))
             outcome = "trained"
         except (LeaseLostError, TrainingStoppedError):
             outcome = "lost"
@@ -164,9 +165,11 @@ class Trainer:
             except RatchetError as error:
                 logger().warning("progress_not_published", batch=event.batch_id, error=str(error))
 
-    async def _job(self, lease: Lease) -> Job:
+    async def _job(self, lease: Lease) -> tuple[Job, dict[RunKey, str]]:
+        """What the engine gets, and the runs of the batch whose events are gone."""
         members = await self._store.members(lease.batch_id)
-        loaded = await self._runs.load([(row["agent_id"], row["trajectory_id"]) for row in members])
+        keys = [(row["agent_id"], row["trajectory_id"]) for row in members]
+        loaded = await self._runs.load(keys)
         episodes = [
             Episode(**dict(row), calls=records_of(run))
             for row in members
@@ -177,7 +180,7 @@ class Trainer:
         sha256 = await self._store.artifact_of(lease.policy, lease.parent_version)
         parent = await asyncio.to_thread(self._artifacts.open, sha256)
         number = await self._store.next_number(lease.policy)
-        return Job(
+        job = Job(
             lease.batch_id,
             lease.policy,
             next_version(number),
@@ -188,13 +191,16 @@ class Trainer:
             Recipe(**lease.config["recipe"]),
             sabotage=number == self._sabotage_version,
         )
+        return job, {key: "its events are no longer stored" for key in keys if key not in loaded}
 
-    async def _register(self, lease: Lease, job: Job, trained: Trained, directory: Path) -> None:
+    async def _register(
+        self, lease: Lease, job: Job, trained: Trained, forgotten: dict[RunKey, str], directory: Path
+    ) -> None:
         artifact = await asyncio.to_thread(self._artifacts.put, directory)
         number = int(job.version.removeprefix("v"))
         note = "fire drill: its weights were made worse on purpose" if job.sabotage else None
         model = NewModel(job.version, number, artifact, trained.metrics, note)
-        await self._store.finish(lease, model, trained.weights, trained.skipped)
+        await self._store.finish(lease, model, trained.weights, {**forgotten, **trained.skipped})
         log = logger().bind(policy=lease.policy, batch=lease.batch_id, version=job.version)
         if job.sabotage:
             log.warning("sabotaged", note=note)

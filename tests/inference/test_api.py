@@ -11,6 +11,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from services.inference.app import run
+from services.inference.engine_torch import TorchModel
+from services.inference.service import Inference
 from tests.inference.conftest import Checkpoints
 
 ASK = [{"role": "user", "content": "buy or sell?"}]
@@ -125,6 +128,39 @@ async def test_errors_are_openais(client: Any, url: str, checkpoints: Checkpoint
         for body, status in ((b"{", 400), (b"[]", 400), (b"x" * 100_001, 413)):
             answer = await http.post(f"{url}/chat/completions", content=body)
             assert (answer.status_code, answer.json()["error"]["type"]) == (status, "invalid_request_error")
+
+
+async def test_text_parts_are_one_text_and_pictures_are_refused(client: Any, checkpoints: Checkpoints) -> None:
+    asked: dict[str, Any] = {"model": checkpoints.sha, "max_tokens": 1, "extra_body": {"return_token_ids": True}}
+    parts = [{"type": "text", "text": "buy or "}, {"type": "text", "text": "sell?"}]
+    joined = await client.chat.completions.create(messages=[{"role": "user", "content": parts}], **asked)
+    plain = await client.chat.completions.create(messages=ASK, **asked)
+    assert joined.prompt_token_ids == plain.prompt_token_ids
+    picture = [{"type": "image_url", "image_url": {"url": "data:,"}}]
+    with pytest.raises(openai.BadRequestError, match="only text content"):
+        await client.chat.completions.create(messages=[{"role": "user", "content": picture}], **asked)
+
+
+async def test_a_model_that_fails_is_a_server_error(
+    client: Any, service: Inference, checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: TorchModel, asks: Any) -> Any:
+        raise MemoryError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(TorchModel, "answer", fail)
+        with pytest.raises(openai.InternalServerError, match="the model failed: MemoryError"):
+            await client.chat.completions.create(model=checkpoints.sha, messages=ASK, max_tokens=1)
+    assert await client.chat.completions.create(model=checkpoints.sha, messages=ASK, max_tokens=1)
+
+
+def test_a_wrong_setting_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("RATCHET_MAX_LOADED", "0")
+    with pytest.raises(SystemExit) as ended:
+        run()
+    assert ended.value.code == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("RATCHET_MAX_LOADED: ")
 
 
 async def test_loaded_models_are_listed(client: Any, checkpoints: Checkpoints) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from services.cli.embedded import NatsServer
+from services.trainer.app import run
 from services.trainer.store import Store
 from shared import subjects
 from shared.artifacts import Artifact, DirectoryStore
@@ -23,9 +24,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def start(**environment: str) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "services.trainer"], cwd=ROOT, env={**os.environ, **environment}, stderr=subprocess.PIPE
-    )
+    return subprocess.Popen([sys.executable, "-m", "services.trainer"], cwd=ROOT, env={**os.environ, **environment})
 
 
 @pytest.mark.e2e
@@ -52,7 +51,7 @@ async def test_a_trainer_that_is_killed_loses_nothing(
         "RATCHET_TORCH_THREADS": "1",
     }
     progress = await bus.nc.subscribe(subjects.TRAINING_PROGRESS)
-    process = start(**environment, RATCHET_TRAIN_STEPS="400")
+    process = start(**environment, RATCHET_TRAIN_STEPS="150")
     try:
         await progress.next_msg(timeout=60)
         await progress.unsubscribe()  # what is left unread would hold the connection's end up
@@ -66,17 +65,18 @@ async def test_a_trainer_that_is_killed_loses_nothing(
         row = await pool.fetchrow("select state, attempts, fencing_token, config from batches")
         assert row is not None
         assert (row["state"], row["attempts"], row["fencing_token"]) == ("trained", 2, 2)
-        assert row["config"]["recipe"]["steps"] == 400  # what was claimed is what was trained
+        assert row["config"]["recipe"]["steps"] == 150  # what was claimed is what was trained
         process.send_signal(signal.SIGTERM)
         assert await asyncio.to_thread(process.wait, 20) == 0
     finally:
         process.kill()
-        process.communicate()
+        process.wait()
 
 
-def test_a_wrong_setting_is_one_line() -> None:
-    process = start(RATCHET_TRAIN_STEPS="none")
-    _, words = process.communicate(timeout=60)
-    assert process.returncode == 2
-    assert words.decode().startswith("RATCHET_TRAIN_STEPS: ")
-    assert len(words.decode().splitlines()) == 1
+def test_a_wrong_setting_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("RATCHET_TRAIN_STEPS", "none")
+    with pytest.raises(SystemExit) as ended:
+        run()
+    assert ended.value.code == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("RATCHET_TRAIN_STEPS: ")

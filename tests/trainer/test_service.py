@@ -108,7 +108,8 @@ async def test_scored_groups_become_a_version_that_is_announced(rig: Rig, artifa
     rig.start(TorchEngine(device="cpu"), tick_s=60.0, wandb_mode="offline")
     await rig.bus.broker.start()
     await rig.promoted_base()
-    await rig.world.exact_groups(3)
+    await rig.world.exact_groups(4)
+    await rig.pool.execute("update groups set state = 'tie' where group_id = 'g3'")  # judged again: no spread
     scored = GroupScored(
         group_id="g0",
         policy="default",
@@ -245,13 +246,13 @@ async def test_what_can_never_be_trained_fails_at_once(rig: Rig) -> None:
 
 
 async def test_what_fails_again_and_again_is_given_up(rig: Rig) -> None:
-    rig.start(Broken(RuntimeError("out of memory")))
+    rig.start(Broken(OSError("no space left")))
     await rig.bus.broker.start()
     await rig.promoted_base()
     await rig.world.exact_groups(3)
     await rig.until("select state = 'failed' from batches")
     row = await rig.pool.fetchrow("select attempts, failure from batches")
-    assert tuple(row or ()) == (3, "RuntimeError: out of memory; given up after 3 attempts")
+    assert tuple(row or ()) == (3, "OSError: no space left; given up after 3 attempts")
 
 
 async def test_only_the_winners_of_groups_with_spread_are_imitated(rig: Rig) -> None:
@@ -267,6 +268,21 @@ async def test_only_the_winners_of_groups_with_spread_are_imitated(rig: Rig) -> 
     assert [tuple(row) for row in rows] == [(f"g{n}-{n % 2}", "imitation") for n in range(3)]
     metrics = await rig.pool.fetchval("select metrics from models where version = 'v1'")
     assert metrics["loss_last"] < metrics["loss_first"]
+
+
+async def test_a_run_that_was_forgotten_is_left_out_and_said(rig: Rig) -> None:
+    engine = Held()
+    engine.let_go.set()
+    parts, _ = rig.start(engine, tick_s=60.0)
+    await rig.bus.broker.start()
+    await rig.promoted_base()
+    await rig.world.exact_groups(3)
+    assert len(await parts.batches.claim_ready()) == 1
+    await rig.pool.execute("update bodies set body = null where trajectory_id = 'g1-0'")
+    await parts.trainer.round()
+    row = await rig.pool.fetchrow("select trajectory_id, left_out from batch_trajectories where not trained")
+    assert tuple(row or ()) == ("g1-0", "its events are no longer stored")
+    assert len(engine.jobs[0].episodes) == 5
 
 
 async def test_nothing_is_claimed_while_a_version_is_undecided(rig: Rig) -> None:
