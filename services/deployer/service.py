@@ -88,7 +88,9 @@ class Deployer:
         outcome = await self._probe.verify(waiting.artifact_sha256)
         if isinstance(outcome, NotYet):
             if not domain.patience_is_over(waiting, datetime.now(UTC), self._settings.verify_patience_s):
-                logger().info("not_verified_yet", policy=waiting.policy, version=waiting.version, reason=outcome.reason)
+                logger().debug(
+                    "not_verified_yet", policy=waiting.policy, version=waiting.version, reason=outcome.reason
+                )
                 return
             outcome = Wrong(outcome.reason)
         async with self._store.policy(waiting.policy) as c:
