@@ -46,7 +46,7 @@ def _api(store: Store, bus: Bus) -> dict[str, Ask]:
         return await service.overview(store, bus)
 
     async def windows(request: Request) -> Any:
-        return await store.windows(_limit(request, 50))
+        return await store.windows(_limit(request, 50), idle=request.query_params.get("idle") == "true")
 
     async def window(request: Request) -> Any:
         return await store.window_runs(request.path_params["window_id"], _limit(request, MOST))

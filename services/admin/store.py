@@ -8,6 +8,9 @@ from shared.database import Pool
 
 Row = dict[str, Any]
 
+BUSY = """where exists (select from trajectories t where t.window_id = windows.window_id)
+             or window_id = (select window_id from windows order by starts_at desc limit 1)"""
+
 
 class Store:
     def __init__(self, pool: Pool) -> None:
@@ -31,12 +34,13 @@ class Store:
         rows = await self._windows("where window_id = $2", 1, window_id)
         return rows[0] if rows else None
 
-    async def windows(self, limit: int = 50) -> list[Row]:
-        """The newest windows; agents and runs are counted as they are now, quality as it was at the close.
+    async def windows(self, limit: int = 50, *, idle: bool = False) -> list[Row]:
+        """The newest windows: the current one and those with runs, or with ``idle`` all.
 
+        Agents and runs are counted as they are now, quality as it was at the close.
         ``rewarded``: runs with a reward of record. ``outcomes``: facts of the settlement, once it is settled.
         """
-        return await self._windows("", limit)
+        return await self._windows("" if idle else BUSY, limit)
 
     async def _windows(self, which: str, limit: int, *arguments: Any) -> list[Row]:
         return await self._all(
@@ -66,7 +70,7 @@ class Store:
                  left join lateral (
                       select state, outcomes, missing from settlements
                        where window_id = w.window_id order by revision desc limit 1) s on true
-                order by w.starts_at desc, w.length_s""",  # noqa: S608  # `which` is one of two literals above
+                order by w.starts_at desc, w.length_s""",  # noqa: S608  # `which` is one of our own literals
             limit,
             *arguments,
         )

@@ -34,7 +34,10 @@ def train(
         "dropout": dropout,
         "lookback_windows": lookback,
     }
-    _say(_command("trainer", "train", wanted), as_json)
+    reply = _command("trainer", "train", wanted)
+    _say(reply, as_json)
+    if reply.get("batch_id") is None:  # nothing was claimed, and the reply says what is missing
+        raise typer.Exit(1)
 
 
 def deploy(
@@ -127,4 +130,5 @@ def _say(reply: dict[str, Any], as_json: bool) -> None:
         print_json(reply)
         return
     for key, value in reply.items():
-        typer.echo(printable(f"{key.replace('_', ' ')}: {shown(value)}"))
+        words = "; ".join(map(str, value)) if isinstance(value, list) else shown(value)
+        typer.echo(printable(f"{key.replace('_', ' ')}: {words}"))

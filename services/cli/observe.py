@@ -72,12 +72,13 @@ async def _status() -> dict[str, Any]:
 def windows(
     policy: Annotated[str | None, typer.Option("--policy", "-p", help="Readiness of this policy alone.")] = None,
     limit: Limit = 20,
+    idle: Annotated[bool, typer.Option("--all", help="Idle windows too.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Windows with what is in them; then whether training is ready and what is missing."""
     from services.cli import session
 
-    found = session.run(_windows(policy, limit))
+    found = session.run(_windows(policy, limit, idle))
     if as_json:
         print_json(found)
         return
@@ -117,7 +118,7 @@ def _readiness_line(readiness: dict[str, Any]) -> str:
     return f"{name}: not ready ({have}): {'; '.join(readiness.get('missing', [])) or 'no reason given'}"
 
 
-async def _windows(policy: str | None, limit: int) -> dict[str, Any]:
+async def _windows(policy: str | None, limit: int, idle: bool) -> dict[str, Any]:
     from services.admin import service
     from services.admin.domain import phase
     from services.admin.store import Store
@@ -126,7 +127,7 @@ async def _windows(policy: str | None, limit: int) -> dict[str, Any]:
     settings = session.settings()
     async with session.database(settings) as pool:
         store = Store(pool)
-        rows = await store.windows(limit)
+        rows = await store.windows(limit, idle=idle)
         policies = [policy] if policy else await store.policies()
         try:
             async with session.bus(settings) as bus:

@@ -116,6 +116,15 @@ async def test_the_api(client: httpx.AsyncClient, pool: Pool) -> None:
     assert overview["policies"] == ["default"]
     assert overview["readiness"][0]["fault"].startswith("no trainer is running")
     assert {row["verdict"] for row in overview["consumers"]} == {"ok"}
+    for hour in (8, 12, 13):  # before and after the one with runs; nobody was there
+        await pool.execute(
+            "insert into windows (window_id, starts_at, ends_at, length_s) values ($1::text, $2, $2, 3600)",
+            f"idle-{hour}",
+            world.START.replace(hour=hour),
+        )
+    assert [row["window_id"] for row in await ask("windows")] == ["idle-13", world.WINDOW]
+    assert len(await ask("windows?idle=true")) == 4
+    await pool.execute("delete from windows where window_id like 'idle-%'")
     [window] = await ask("windows")
     assert (window["window_id"], window["rewarded"], window["quality"]) == (world.WINDOW, 2, 0.97)
     runs = await ask(f"windows/{world.WINDOW}")

@@ -48,7 +48,13 @@ async def test_train(ratchet: Ratchet, bus: Bus) -> None:
     assert arrived[1] == {"policy": "posters"}
 
 
-async def test_deploy_and_rollback(ratchet: Ratchet, bus: Bus) -> None:
+async def test_train_that_finds_too_little_says_what_is_missing(ratchet: Ratchet, bus: Bus) -> None:
+    await answering(bus, "trainer", "train", {"batch_id": None, "why_not": ["3 of 8 groups", "1 of 2 agents"]})
+    said = await ratchet("train")
+    assert (said.code, said.out) == (1, "batch id: -\nwhy not: 3 of 8 groups; 1 of 2 agents\n")
+
+
+async def test_deploy_asks_the_deployer(ratchet: Ratchet, bus: Bus) -> None:
     deployed = await answering(bus, "deployer", "deploy", {"version": "v2", "state": "promoted"})
     said = await ratchet("deploy", "default", "v2", "--reason", "looked at it")
     assert said.out == "version: v2\nstate: promoted\n"
