@@ -13,15 +13,18 @@ ENV PATH=/opt/ratchet/bin:$PATH
 # For a small image pass --build-arg PIP_EXTRA_INDEX_URL=<PyTorch's index of CPU builds>.
 RUN pip install torch==2.13.0
 
-# Then what the projects ask for, before their code: a change of code does not install it all again.
-WORKDIR /src
+# Then what the projects ask for, before their code: a change of code does not install it all again. In a place of
+# its own, because setuptools would take a module of this empty build for newer than the real one.
+WORKDIR /requirements
 COPY pyproject.toml ./
 COPY sdk/pyproject.toml sdk/
 RUN mkdir -p sdk/ratchet_sdk services shared examples \
     && touch sdk/ratchet_sdk/__init__.py services/__init__.py shared/__init__.py examples/__init__.py \
     && pip install ./sdk ".[train]"
+
+WORKDIR /src
 COPY . .
-RUN pip install --no-deps --force-reinstall ./sdk ".[train]"
+RUN pip install --no-deps --force-reinstall ./sdk .
 
 
 FROM python:3.11-slim-bookworm

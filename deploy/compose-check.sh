@@ -41,6 +41,7 @@ finish() {
   if [ -n "$dockerd_pid" ]; then
     kill "$dockerd_pid"
     wait "$dockerd_pid" 2> /dev/null
+    umount "$work"/run/netns/* 2> /dev/null
     ip link delete docker0 2> /dev/null
     iptables-restore < "$work/iptables"
     echo "$forwarding" > /proc/sys/net/ipv4/ip_forward
@@ -77,7 +78,7 @@ daemon() {
   local home=${keep:-$work/docker}
   mkdir -p "$home"
   export DOCKER_HOST=unix://$work/docker.sock
-  iptables-save > "$work/iptables" # what the daemon changes on this machine, put back at the end
+  iptables-save > "$work/iptables" 2> /dev/null # what the daemon changes on this machine, put back at the end
   forwarding=$(cat /proc/sys/net/ipv4/ip_forward)
   dockerd --host "$DOCKER_HOST" --data-root "$home/data" --exec-root "$work/run" --pidfile "$work/dockerd.pid" \
     > "$work/dockerd.log" 2>&1 &
