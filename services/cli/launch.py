@@ -46,9 +46,9 @@ def demo(
     sabotage: Annotated[
         bool, typer.Option("--sabotage", help="Make one version worse; the canary must catch it.")
     ] = False,
-    keep: Annotated[bool, typer.Option("--keep", help="Leave the data behind.")] = False,
+    keep: Annotated[bool, typer.Option("--keep", help="Never clear this demo away.")] = False,
     directory: Annotated[
-        Path | None, typer.Option("--dir", help="Where to work; a new temporary one by default.")
+        Path | None, typer.Option("--dir", help="Where to work; a new one below .ratchet/demos by default.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
