@@ -26,6 +26,7 @@ QUICK = {
     "RATCHET_SWEEP_S": "0.5",
     "RATCHET_GRACE_S": "0.3",
     "RATCHET_SETTLE_MIN_S": "0.2",
+    "RATCHET_MIN_GROUPS": "11",  # of the airline file, all those with spread: one batch of them, however they come
 }
 
 
