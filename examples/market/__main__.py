@@ -70,6 +70,9 @@ async def run_window(world: World, traders: list[Trader], seed: int, number: int
 
     async def arrive(place: int, trader: Trader) -> None:
         await until(start + window.length_s * AGENTS_ARRIVE_WITHIN * place / len(traders))
+        if trader.busy:  # on a machine that is too slow, the backlog must not grow from window to window
+            log.warning("%s is still busy with an earlier window and sits window %d out", trader.agent_id, number)
+            return
         await trader.trade(moment, situations, orders.append)
 
     await until(start)

@@ -40,14 +40,19 @@ class Trader:
     def __init__(self, agent_id: str, *, nats_url: str, gateway_url: str, key: str, policy: str) -> None:
         self.agent_id = agent_id
         self.policy = policy
+        self.busy = False
         self._recorder = Recorder(nats_url, agent_id, policy)
         self._client = AsyncOpenAI(base_url=gateway_url, api_key=key, max_retries=1, timeout=30)
 
     async def trade(self, moment: str, situations: Sequence[Facts], place: Place) -> None:
         """Decide about every situation, all at once. A decision that fails is recorded so and places no order."""
-        results = await asyncio.gather(
-            *(self.decide(moment, facts, place) for facts in situations), return_exceptions=True
-        )
+        self.busy = True
+        try:
+            results = await asyncio.gather(
+                *(self.decide(moment, facts, place) for facts in situations), return_exceptions=True
+            )
+        finally:
+            self.busy = False
         for result in results:
             if isinstance(result, OpenAIError):
                 log.warning("%s could not ask its model: %s", self.agent_id, result)

@@ -11,7 +11,10 @@ from typing import Literal, TypedDict
 Decision = Literal["buy", "sell", "hold"]
 
 DECISIONS: tuple[Decision, ...] = ("buy", "sell", "hold")
-TICKERS = ("iron", "wool", "salt", "rice", "silk", "oil", "gold", "tea")
+TICKERS = (
+    *("iron", "wool", "salt", "rice", "silk", "oil", "gold", "tea"),
+    *("corn", "coal", "wine", "cloth", "copper", "sugar", "timber", "amber"),
+)
 QUESTION = "rain"
 SYMBOLS = (*TICKERS, QUESTION)
 TRENDS = {"falling": -1, "flat": 0, "rising": 1}

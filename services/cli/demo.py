@@ -52,11 +52,12 @@ class Options:
             "CANARY_SHARE": self.share,
             "BASE_SHARE": min(BASE_SHARE, round((1 - self.share) / 2, 4)),
             "ANCHOR_SHARE": 0.05 if self.share < 0.7 else 0.0,
-            "DEADLINE_WINDOWS": max(12, self.windows // 4),
-            "MIN_GROUPS": 48,
+            "DEADLINE_WINDOWS": max(16, self.windows // 3),
+            "MIN_GROUPS": 64,
             "TRAIN_STEPS": 32,
             "CLIP_EPSILON": 0.8,
             "TORCH_THREADS": 1,
+            "REQUEST_TIMEOUT_S": 15,
             "LOG_LEVEL": "INFO",
         }
         if self.sabotage:
@@ -114,7 +115,12 @@ class Story:
     def run(self) -> int:
         settings = judge_settings() | self.options.settings()
         try:
-            with self.screen, installation(self.home, settings, say=self.screen.say, inherit=False) as running:
+            with (
+                self.screen,
+                installation(
+                    self.home, settings, say=self.screen.say, inherit=False, first=self._begin_base
+                ) as running,
+            ):
                 watcher = Watcher(running.environment["RATCHET_DATABASE_URL"], POLICY)
                 try:
                     self._play(running, watcher)
@@ -127,7 +133,7 @@ class Story:
 
     def _play(self, running: Installation, watcher: Watcher) -> None:
         self.screen.phase("building the base model")
-        base = self._build_base(running)
+        base = self._built_base(running)
         self.screen.phase("registering it as v0")
         self._register(running, base)
         self._until_routed(running, watcher)
@@ -145,11 +151,13 @@ class Story:
         running.supervisor.wait(0.4)
         self.screen.show(watcher.progress(), running.supervisor.restarts)
 
-    def _build_base(self, running: Installation) -> Path:
-        """The base of this seed from the cache beside all demos, built there at first use, in a process of its own."""
+    def _begin_base(self, running: Installation) -> None:
+        """Build the base of this seed while the rest starts, in the cache beside all demos: once on a machine."""
         cache = HOME.absolute() / "cache"
         command = ("examples.market.base", "--cache", str(cache), "--seed", str(self.options.seed))
         running.supervisor.start(running.program("base", *command, ends=True), MARKET_TIER)
+
+    def _built_base(self, running: Installation) -> Path:
         while running.supervisor.running("base"):
             running.supervisor.wait(0.1)
         return Path((running.directory / "logs" / "base.log").read_text().strip().splitlines()[-1])

@@ -54,11 +54,19 @@ class Installation:
 
 
 @contextlib.contextmanager
-def installation(directory: Path, settings: Mapping[str, str], *, say: Say, inherit: bool) -> Iterator[Installation]:
+def installation(
+    directory: Path,
+    settings: Mapping[str, str],
+    *,
+    say: Say,
+    inherit: bool,
+    first: Callable[[Installation], None] | None = None,
+) -> Iterator[Installation]:
     """Start everything below ``directory`` and end it again, whatever happens. Yields once every service is ready.
 
     ``settings`` are ``RATCHET_...`` variables that go before those of the environment; those of the environment count
-    only with ``inherit``. Raises ConfigurationError where another ``up`` runs there, Stopped when the user ends it.
+    only with ``inherit``. ``first`` may start something beside the rest. Raises
+    ConfigurationError where another ``up`` runs there, Stopped when the user ends it.
     """
     directory = directory.absolute()
     supervisor = Supervisor(say)
@@ -72,6 +80,8 @@ def installation(directory: Path, settings: Mapping[str, str], *, say: Say, inhe
         }
         running = Installation(directory, supervisor, environment, ports)
         try:
+            if first is not None:
+                first(running)
             start_servers(running)
             prepare(running)
             start_services(running)

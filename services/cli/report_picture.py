@@ -63,7 +63,8 @@ def _rewards(axes: Any, report: Report, number: dict[datetime, int]) -> None:
         fontsize=11,
         color=INK,
     )
-    axes.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    if by_version:
+        axes.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1.0, 1.0))
 
 
 def running_mean(values: Sequence[float]) -> list[float]:
@@ -78,6 +79,7 @@ def _difference(axes: Any, report: Report, number: dict[datetime, int]) -> None:
     axes.set_ylabel("difference to base")
     if not report.after:
         axes.text(0.02, 0.8, "no promoted version was measured", transform=axes.transAxes, fontsize=9, color=INK)
+        axes.set_yticks([])
         return
     names = [v.version for v in report.versions]
     colour = COLOURS[names.index(report.claim.measured_version or names[0]) % len(COLOURS)]

@@ -75,8 +75,10 @@ async def test_rewards_go_out_before_the_window_ends_and_late_orders_when_they_c
             published.append(sum(isinstance(fact, TrajectoryJudgedByWorld) for fact in said))
 
     class Scripted:
+        busy = False
+
         def __init__(self, name: str, late: bool) -> None:
-            self.name, self.late = name, late
+            self.name, self.agent_id, self.late = name, name, late
 
         async def trade(self, moment: str, situations: list[object], place: object) -> None:
             if self.late:
@@ -96,7 +98,8 @@ async def test_rewards_go_out_before_the_window_ends_and_late_orders_when_they_c
             asyncio.get_running_loop().call_later(0.02, closed.set)
 
     monkeypatch.setattr(process, "until", at_once)
-    traders = [Scripted("a", late=False), Scripted("b", late=True)]
+    traders = [Scripted("a", late=False), Scripted("b", late=True), Scripted("c", late=False)]
+    traders[2].busy = True  # still at an earlier window: it sits this one out
     await process.run_window(Quiet(), traders, 1, number, window)  # type: ignore[arg-type]
     assert published == [0, len(SYMBOLS), len(SYMBOLS)]
     assert max(times) < window.ends_at.timestamp()
