@@ -11,7 +11,8 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+import sys
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
 
 import uvicorn
@@ -23,7 +24,7 @@ from starlette.responses import JSONResponse
 
 from shared.bus import Bus
 from shared.database import UNAVAILABLE, Pool
-from shared.errors import RatchetError
+from shared.errors import ConfigurationError, RatchetError, RetryLaterError
 from shared.settings import Settings
 from shared.telemetry import TASK_FAILURES, UP, logger
 
@@ -164,8 +165,25 @@ async def serve(
         await server.serve()
     finally:
         bus.stopping()
-        for task in running:
-            task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await asyncio.gather(*running, return_exceptions=True)
+        while running := [task for task in running if not task.done()]:
+            for task in running:
+                task.cancel()  # again, for a round that was busy swallowing its first one
+            await asyncio.wait(running, timeout=1)
         logger().info("stopped")
+
+
+def run_service(main: Callable[[], Coroutine[None, None, None]]) -> None:
+    """Run a service's ``main``. What is wrong from the start is one line on stderr, and an exit code that tells
+    a supervisor whether starting it again can help: 2 for a wrong setting, 75 for a server that is away.
+    """
+    try:
+        asyncio.run(main())
+    except ConfigurationError as error:
+        sys.exit(_last_words(error, 2))
+    except RetryLaterError as error:
+        sys.exit(_last_words(error, 75))
+
+
+def _last_words(error: RatchetError, code: int) -> int:
+    print(error, file=sys.stderr)
+    return code

@@ -77,7 +77,9 @@ def test_the_command_line_writes_no_table() -> None:
 
 def test_shared_holds_what_two_services_use() -> None:
     """A module of ``shared`` is imported by two services at the least, directly or through another of ``shared``."""
-    users: dict[str, set[str]] = {path.stem: set() for path in (ROOT / "shared").glob("*.py") if path.stem != "__init__"}
+    users: dict[str, set[str]] = {
+        path.stem: set() for path in (ROOT / "shared").glob("*.py") if path.stem != "__init__"
+    }
     for service in (*SERVICES, "cli"):
         for path in python_files(ROOT / "services" / service):
             for name in re.findall(r"(?:from|import) shared\.(\w+)|from shared import (.+)", path.read_text()):

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
-import sys
-
 from services.admin.handlers import application
 from services.admin.settings import AdminSettings
 from services.admin.store import Store
 from shared import database
 from shared.bus import Bus
-from shared.errors import ConfigurationError, RetryLaterError
-from shared.service import serve
+from shared.errors import ConfigurationError
+from shared.service import run_service, serve
 from shared.settings import load
 from shared.telemetry import configure_logging
 
@@ -43,11 +40,4 @@ async def main() -> None:
 
 
 def run() -> None:
-    try:
-        asyncio.run(main())
-    except ConfigurationError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
-    except RetryLaterError as error:
-        print(error, file=sys.stderr)
-        sys.exit(75)
+    run_service(main)

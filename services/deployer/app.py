@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import sys
-
 from services.deployer.handlers import subscribe
 from services.deployer.inference import InferenceProbe
 from services.deployer.routes import RouteBucket
@@ -14,8 +11,7 @@ from services.deployer.store import Store
 from shared import database
 from shared.artifacts import DirectoryStore
 from shared.bus import Bus
-from shared.errors import ConfigurationError, RetryLaterError
-from shared.service import Periodic, serve
+from shared.service import Periodic, run_service, serve
 from shared.settings import load
 from shared.telemetry import configure_logging
 
@@ -47,11 +43,4 @@ async def main() -> None:
 
 
 def run() -> None:
-    try:
-        asyncio.run(main())
-    except ConfigurationError as error:
-        print(error, file=sys.stderr)
-        raise SystemExit(2) from error
-    except RetryLaterError as error:
-        print(error, file=sys.stderr)
-        raise SystemExit(75) from error
+    run_service(main)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import sys
-
 from services.gateway.handlers import application
 from services.gateway.health import Health
 from services.gateway.recording import Records
@@ -13,8 +10,7 @@ from services.gateway.service import Gateway
 from services.gateway.settings import GatewaySettings
 from services.gateway.upstream import HttpTargets
 from shared.bus import Bus
-from shared.errors import ConfigurationError, RetryLaterError
-from shared.service import Periodic, serve
+from shared.service import Periodic, run_service, serve
 from shared.settings import load
 from shared.telemetry import configure_logging
 
@@ -57,11 +53,4 @@ async def main() -> None:
 
 
 def run() -> None:
-    try:
-        asyncio.run(main())
-    except ConfigurationError as error:
-        print(error, file=sys.stderr)
-        raise SystemExit(2) from error
-    except RetryLaterError as error:
-        print(error, file=sys.stderr)
-        raise SystemExit(75) from error
+    run_service(main)

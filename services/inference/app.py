@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import sys
 from pathlib import Path
 
 from services.inference.engine_torch import TorchModel
@@ -12,8 +10,7 @@ from services.inference.service import Inference
 from services.inference.settings import InferenceSettings
 from shared.artifacts import DirectoryStore
 from shared.bus import Bus
-from shared.errors import ConfigurationError, RetryLaterError
-from shared.service import serve
+from shared.service import run_service, serve
 from shared.settings import load
 from shared.telemetry import configure_logging
 
@@ -59,11 +56,4 @@ async def main() -> None:
 
 
 def run() -> None:
-    try:
-        asyncio.run(main())
-    except ConfigurationError as error:
-        print(error, file=sys.stderr)
-        raise SystemExit(2) from error
-    except RetryLaterError as error:
-        print(error, file=sys.stderr)
-        raise SystemExit(75) from error
+    run_service(main)

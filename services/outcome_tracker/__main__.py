@@ -1,3 +1,4 @@
 from services.outcome_tracker.app import run
 
-run()
+if __name__ == "__main__":
+    run()

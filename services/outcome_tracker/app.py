@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import sys
-
 from services.outcome_tracker.handlers import subscribe
 from services.outcome_tracker.service import OutcomeTracker
 from services.outcome_tracker.settings import TrackerSettings
@@ -12,8 +9,7 @@ from services.outcome_tracker.store import OutcomeStore
 from services.outcome_tracker.stream import OutcomeStream
 from shared import database
 from shared.bus import Bus
-from shared.errors import ConfigurationError, RetryLaterError
-from shared.service import Periodic, serve
+from shared.service import Periodic, run_service, serve
 from shared.settings import load
 from shared.telemetry import configure_logging
 
@@ -36,11 +32,4 @@ async def main() -> None:
 
 
 def run() -> None:
-    try:
-        asyncio.run(main())
-    except ConfigurationError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
-    except RetryLaterError as error:
-        print(error, file=sys.stderr)
-        sys.exit(75)
+    run_service(main)

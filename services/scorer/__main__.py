@@ -1,3 +1,4 @@
 from services.scorer.app import run
 
-run()
+if __name__ == "__main__":
+    run()

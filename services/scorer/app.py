@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -14,8 +12,7 @@ from services.scorer.settings import ScorerSettings
 from services.scorer.store import ScorerStore
 from shared import database
 from shared.bus import Bus
-from shared.errors import ConfigurationError, RetryLaterError
-from shared.service import Periodic, serve
+from shared.service import Periodic, run_service, serve
 from shared.settings import load
 from shared.telemetry import configure_logging
 
@@ -61,11 +58,4 @@ async def main() -> None:
 
 
 def run() -> None:
-    try:
-        asyncio.run(main())
-    except ConfigurationError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
-    except RetryLaterError as error:
-        print(error, file=sys.stderr)
-        sys.exit(75)
+    run_service(main)

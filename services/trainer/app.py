@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import sys
 from dataclasses import dataclass
 
 from services.trainer.batches import Batches, Wanted
@@ -18,8 +16,7 @@ from shared import database
 from shared.artifacts import DirectoryStore
 from shared.bus import Bus
 from shared.database import Pool
-from shared.errors import ConfigurationError, RetryLaterError
-from shared.service import Periodic, serve
+from shared.service import Periodic, run_service, serve
 from shared.settings import load
 from shared.telemetry import configure_logging
 
@@ -107,11 +104,4 @@ async def main() -> None:
 
 
 def run() -> None:
-    try:
-        asyncio.run(main())
-    except ConfigurationError as error:
-        print(error, file=sys.stderr)
-        raise SystemExit(2) from error
-    except RetryLaterError as error:
-        print(error, file=sys.stderr)
-        raise SystemExit(75) from error
+    run_service(main)
