@@ -188,7 +188,7 @@ class Supervisor:
             child.end(0)
             watched.done = True
             return
-        words = child.last_words() if isinstance(child, Program) else ""
+        words = child.last_words() if isinstance(child, Program) and code > 0 else ""
         child.end(0)
         if isinstance(child, Program) and code == WRONG_CONFIGURATION:
             raise ConfigurationError(f"{child.name}: {words or f'see {child.log}'}")

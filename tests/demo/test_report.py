@@ -204,3 +204,9 @@ def test_progress_is_what_the_database_says_and_stays_when_it_is_away(
     canned.close()
     canned._url = "postgresql://nobody@127.0.0.1:1/nowhere"
     assert canned.progress() == progress
+
+
+def test_docs_give_the_statements_that_the_report_runs() -> None:
+    told = (Path(__file__).parents[2] / "docs" / "report.md").read_text()
+    for name, statement in report_sql.STATEMENTS.items():
+        assert f"## {name}\n\n```sql\n{statement};\n```\n" in told
