@@ -57,6 +57,7 @@ class Options:
             "TRAIN_STEPS": 32,
             "CLIP_EPSILON": 0.8,
             "TORCH_THREADS": 1,
+            "TARGET_CONNECTIONS": 32,  # a burst of more is no faster on two cores, and each idle one is polled
             "REQUEST_TIMEOUT_S": 15,
             "LOG_LEVEL": "INFO",
         }

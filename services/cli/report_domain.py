@@ -9,7 +9,7 @@ from datetime import datetime
 from statistics import fmean, stdev
 from typing import Any
 
-MEASURE_WINDOWS = 10  # fewer windows after a promotion measure nothing; fixed before the demo was first run
+MEASURE_WINDOWS = 10  # fewer windows after a promotion measure nothing
 INTERVAL_WINDOWS = 5
 WANTED_TRAINED = 2
 Z_975 = 1.959964
