@@ -12,11 +12,15 @@ from typing import Any
 import pytest
 import yaml
 
+from services.cli.demo import Options
 from services.cli.launch import SERVICES
 
 ROOT = Path(__file__).parents[2]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 CONTAINERS: dict[str, dict[str, Any]] = COMPOSE["services"]
+PACE = {
+    f"RATCHET_{name}" for name in ("WINDOW_S", "TICK_S", "TRAJECTORY_LIMIT_S", "SETTLE_MAX_S")
+}  # go with the window's length
 ONCE = {"migrate", "demo"}
 
 
@@ -75,6 +79,15 @@ def test_passwords_are_made_and_never_written_down(tmp_path: Path) -> None:
     assert wanted <= set(variables)
     secrets = [value for text in made.values() for value in re.findall(r"=(r[0-9a-f]{48})\n", text)]
     assert len(secrets) == len(set(secrets)) == 2 * len(wanted)
+
+
+def test_the_composed_demo_learns_as_the_local_one_does() -> None:
+    lines = (ROOT / "deploy/demo.env").read_text().splitlines()
+    composed = dict(line.split("=", 1) for line in lines if line.startswith("RATCHET_"))
+    local = Options().settings()
+    compared = {name for name in local if name in composed} - PACE
+    assert len(compared) >= 7
+    assert {name: float(composed[name]) for name in compared} == {name: float(local[name]) for name in compared}
 
 
 def test_compose_itself_takes_the_file(tmp_path: Path) -> None:
