@@ -26,14 +26,14 @@ WINDOWS = 14
 
 
 @pytest.fixture(scope="module")
-def played(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict[str, Any]]]:
+def played(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     """A demo long enough to train one version, in a directory with a space in its name, and what it printed."""
     here = tmp_path_factory.mktemp("a demo")
     command = [sys.executable, "-m", "services.cli.main", "demo", "--seed", "7", "--windows", str(WINDOWS)]
     command += ["--window-s", "3", "--dir", str(here / "run"), "--json"]
     done = subprocess.run(command, cwd=here, capture_output=True, text=True, timeout=380)
     assert done.returncode == 1, done.stderr[-2000:]  # so few windows train a version and promote none
-    yield here / "run", json.loads(done.stdout)
+    return here / "run", json.loads(done.stdout)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,8 @@ def test_it_leaves_a_report_and_no_lock(played: tuple[Path, dict[str, Any]]) -> 
     here, told = played
     assert told["closed"] is False
     assert told["restarts"] == {}
-    assert told["totals"]["trajectories"] == WINDOWS * 8 * 17
+    assert 128 * 8 < told["totals"]["trajectories"] <= WINDOWS * 8 * 17  # on a slow machine, agents sit windows out
+    assert told["totals"]["llm_calls"] == told["totals"]["trajectories"]
     assert told["totals"]["judge"] == "outcome"
     assert not (here / "lock").exists()
     for place in (here, here.parent):
