@@ -53,7 +53,7 @@ class Options:
             "BASE_SHARE": min(BASE_SHARE, round((1 - self.share) / 2, 4)),
             "ANCHOR_SHARE": 0.05 if self.share < 0.7 else 0.0,
             "DEADLINE_WINDOWS": max(20, self.windows // 3),
-            "MIN_GROUPS": 128,
+            "MIN_GROUPS": 100,
             "TRAIN_STEPS": 32,
             "CLIP_EPSILON": 0.8,
             "TORCH_THREADS": 1,
