@@ -108,9 +108,7 @@ def write(report: Report, directory: Path) -> None:
 
     draw(report, directory / "report.png")
     picture = base64.b64encode((directory / "report.png").read_bytes()).decode()
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True
-    )
+    environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True)
     environment.filters |= {"signed": signed, "interval": interval, "verdict": verdict}
     page = environment.get_template("report_page.jinja").render(
         report=report,
