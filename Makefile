@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test lint types bench up clean
+.PHONY: setup demo test coverage lint types bench up clean
 
 setup: $(STAMP)
 
@@ -22,6 +22,9 @@ up: setup
 
 test: setup
 	$(BIN)/python -m pytest $(ARGS)
+
+coverage: setup  # the rules of every service, whole
+	$(BIN)/python -m pytest tests/*/test_domain.py --cov --cov-report=term-missing
 
 lint: setup
 	$(BIN)/python -m ruff check .
