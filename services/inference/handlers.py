@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from prometheus_client import Counter, Histogram
 from pydantic import ValidationError
 from starlette.applications import Starlette
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
@@ -29,6 +29,7 @@ SECONDS = Histogram(
     buckets=(0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 2, 10, 60),
 )
 SHA256 = re.compile("[0-9a-f]{64}")
+GONE = 499  # the client left before it had asked: nobody reads the answer, the metric counts it
 
 
 def application(service: Inference, *, max_body_bytes: int) -> Starlette:
@@ -36,7 +37,10 @@ def application(service: Inference, *, max_body_bytes: int) -> Starlette:
 
     async def chat(request: Request) -> Response:
         with SECONDS.time():
-            response = await _chat(service, request, max_body_bytes)
+            try:
+                response = await _chat(service, request, max_body_bytes)
+            except ClientDisconnect:
+                response = Response(status_code=GONE)
         REQUESTS.labels(str(response.status_code)).inc()
         return response
 

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from services.inference.app import run
 from services.inference.engine_torch import TorchModel
+from services.inference.handlers import application
 from services.inference.service import Inference
 from tests.inference.conftest import Checkpoints
 
@@ -185,3 +186,25 @@ def test_tool_calls_come_back_as_openai_tool_calls() -> None:
     other = Reply([1], [2, 3], [0.0, 0.0], ["a", "b"], text, "stop", calls_tools=False)
     assert completion(request, other, "chatcmpl-1", 0)["choices"][0]["message"]["content"] == text
     json.dumps(chunk, allow_nan=False)
+
+
+async def test_a_client_that_leaves_is_no_error(service: Inference) -> None:
+    sent: list[dict[str, Any]] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    path = "/v1/chat/completions"
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": path,
+        "raw_path": path.encode(),
+        "headers": [],
+        "query_string": b"",
+    }
+    await application(service, max_body_bytes=1000)(scope, receive, send)
+    assert sent[0]["status"] == 499
