@@ -142,7 +142,7 @@ for query in \
   "select count(*) || ' windows closed, ' || sum(trajectories) || ' trajectories' from windows where state = 'closed'" \
   "select count(*) || ' groups ' || state from groups group by state order by state" \
   "select count(*) || ' batches ' || state from batches group by state" \
-  "select m.version || ' from ' || coalesce(m.parent, 'nothing') || ': ' || coalesce(d.state, 'registered') from models m left join deployments d using (policy, version) order by m.number"; do
+  "select m.version || ' from ' || coalesce(m.parent, 'nothing') || ': ' || coalesce(d.state || ', ' || coalesce(d.reason, 'undecided'), 'registered') from models m left join deployments d using (policy, version) order by m.number"; do
   sql --command "$query" | sed 's/^/         /'
 done
 closed=$(sql --command "select count(*) from models join deployments using (policy, version)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import tomllib
 
 import pytest
 from ratchet_sdk.events import outcomes, step_events
@@ -45,3 +47,11 @@ def test_every_reference_of_the_asyncapi_document_leads_somewhere() -> None:
                 check(value)
 
     check(document)
+
+
+def test_every_dependency_has_its_reason() -> None:
+    project = tomllib.loads((generate.HERE.parent / "pyproject.toml").read_text())["project"]
+    asked = [*project["dependencies"], *(line for extra in project["optional-dependencies"].values() for line in extra)]
+    names = {re.split(r"[\[=<>!~ ;]", requirement)[0] for requirement in asked}
+    table = (generate.HERE.parent / "CONTRIBUTING.md").read_text().partition("## Dependencies")[2]
+    assert {name for name in names - {"ratchet-sdk"} if name not in table} == set()
