@@ -7,6 +7,7 @@ import hashlib
 import json
 import subprocess
 import sys
+import tempfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,14 +27,15 @@ WINDOWS = 14
 
 
 @pytest.fixture(scope="module")
-def played(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+def played() -> Iterator[tuple[Path, dict[str, Any]]]:
     """A demo long enough to train one version, in a directory with a space in its name, and what it printed."""
-    here = tmp_path_factory.mktemp("a demo")
-    command = [sys.executable, "-m", "services.cli.main", "demo", "--seed", "7", "--windows", str(WINDOWS)]
-    command += ["--window-s", "3", "--dir", str(here / "run"), "--json"]
-    done = subprocess.run(command, cwd=here, capture_output=True, text=True, timeout=380)
-    assert done.returncode == 1, done.stderr[-2000:]  # so few windows train a version and promote none
-    return here / "run", json.loads(done.stdout)
+    with tempfile.TemporaryDirectory(prefix="ratchet e2e ", ignore_cleanup_errors=True) as home:
+        here = Path(home)
+        command = [sys.executable, "-m", "services.cli.main", "demo", "--seed", "7", "--windows", str(WINDOWS)]
+        command += ["--window-s", "3", "--dir", str(here / "run"), "--json"]
+        done = subprocess.run(command, cwd=here, capture_output=True, text=True, timeout=380)
+        assert done.returncode == 1, done.stderr[-2000:]  # so few windows train a version and promote none
+        yield here / "run", json.loads(done.stdout)
 
 
 @pytest.fixture(scope="module")
