@@ -32,7 +32,7 @@ class Options:
     """What may be chosen. Nothing here changes once the first window has begun."""
 
     windows: int = 60
-    agents: int = 8
+    agents: int = 12
     seed: int = 1
     window_s: int = 4
     judge: str = "outcome"
@@ -53,7 +53,8 @@ class Options:
             "BASE_SHARE": min(BASE_SHARE, round((1 - self.share) / 2, 4)),
             "ANCHOR_SHARE": 0.05 if self.share < 0.7 else 0.0,
             "DEADLINE_WINDOWS": max(20, self.windows // 3),
-            "MIN_GROUPS": 100,
+            "GROUP_MAX": max(8, min(self.agents, 16)),
+            "MIN_GROUPS": 68,  # four windows: 816 runs of twelve agents
             "TRAIN_STEPS": 32,
             "CLIP_EPSILON": 0.8,
             "TORCH_THREADS": 1,
