@@ -129,8 +129,11 @@ class OutcomeTracker:
 
 def _read(delivery: Delivery) -> FactRow | Dead:
     try:
+        outcome = outcomes.validate_json(delivery.content())
+        if "event_id" not in outcome.model_fields_set:  # the default is for those who publish
+            return Dead("event_id: a fact without one cannot be known again when it comes twice; send a UUIDv7")
         return fact_row(
-            outcomes.validate_json(delivery.content()),
+            outcome,
             source=source_of(delivery.subject),
             sequence=delivery.sequence,
             published_at=delivery.published_at,

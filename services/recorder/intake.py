@@ -25,6 +25,8 @@ def read(delivery: Delivery, window_s: int) -> Received:
         raise GiveUpError(f"not an event of schema 1: {reason(error)}") from error
     except (ValueError, ArithmeticError, RecursionError) as error:  # a validator's own failure on an absurd value
         raise GiveUpError(f"not an event of schema 1: {type(error).__name__}") from error
+    if "event_id" not in event.model_fields_set:  # the default is for those who publish: here it would be new each time
+        raise GiveUpError("event_id: an event without one cannot be known again when it comes twice; send a UUIDv7")
     placement(event, delivery.published_at, window_s)
     return Received(
         agent_id,

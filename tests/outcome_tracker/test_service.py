@@ -98,6 +98,7 @@ async def test_bad_facts_are_dead_and_their_neighbours_are_stored(pool: Pool, bu
     sent = [
         same,
         b"not json",
+        same.replace(b'"event_id"', b'"other_id"'),
         outcome("rumour", {"x": 1}),
         outcome("price", {"symbol": "A", "price": "NaN"}),
         outcome("price", {"symbol": "A", "price": 1, "volume": -1}),
@@ -129,7 +130,7 @@ async def test_bad_facts_are_dead_and_their_neighbours_are_stored(pool: Pool, bu
         ("other", "metric", "m", 1.0),
     ]
     assert rows[1]["data"]["data"] == {"why": "a\N{REPLACEMENT CHARACTER}b"}
-    assert sorted(await messages(bus, "DEAD")) == sorted([*sent[1:6], sent[7], same])
+    assert sorted(await messages(bus, "DEAD")) == sorted([*sent[1:7], sent[8], same])
     assert await pool.fetchval("select reward from rewards where agent_id = 'a'") == 0.5
 
 

@@ -70,6 +70,7 @@ HOSTILE = {
     "another schema": GOOD.replace(b'"schema":1', b'"schema":2'),
     "another kind": GOOD.replace(b'"kind":"step"', b'"kind":"hop"'),
     "an id that is no UUIDv7": GOOD.replace(str(STEP.event_id).encode(), b"00000000-0000-4000-8000-000000000000"),
+    "no id": GOOD.replace(b'"event_id"', b'"other_id"'),
     "a NUL in an id": GOOD.replace(b'"t"', b'"t\\u0000"'),
     "no zone": GOOD.replace(b"Z", b""),
     "a step beyond int4": GOOD.replace(b'"step":0', b'"step":2147483648'),
