@@ -54,7 +54,7 @@ class Options:
             "ANCHOR_SHARE": 0.05 if self.share < 0.7 else 0.0,
             "DEADLINE_WINDOWS": max(20, self.windows // 3),
             "GROUP_MAX": max(8, min(self.agents, 16)),
-            "MIN_GROUPS": 102,  # six windows: from fewer situations the first version is sometimes weak
+            "MIN_GROUPS": 68,  # four windows of sixteen tickers and a question
             "TRAIN_STEPS": 32,
             "CLIP_EPSILON": 0.8,
             "TORCH_THREADS": 1,
