@@ -1,4 +1,4 @@
-"""NATS JetStream the way every service uses it: provisioned once, pulled in batches, acked by hand.
+"""NATS JetStream the way every service uses it: pulled in batches, acked by hand.
 
 A handler answers each message with a disposition and nothing else acks: ``Ack``, ``Retry(delay_s)`` or
 ``Dead(reason)``. A dead letter is published to ``dead.<consumer>`` and acknowledged there before the
@@ -11,10 +11,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-import zlib
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 from faststream import AckPolicy
@@ -25,15 +22,15 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 from nats.errors import NoRespondersError
-from nats.js import JetStreamContext, api
-from nats.js.errors import APIError, NotFoundError
+from nats.js import JetStreamContext
+from nats.js.errors import NotFoundError
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic_core import from_json, to_json
-from ratchet_sdk.events import MAX_EVENT_BYTES
 
 from shared import subjects
 from shared.database import UNAVAILABLE
-from shared.errors import GiveUpError, RatchetError, RetryLaterError
+from shared.delivery import Ack, Dead, Delivery, Disposition, Retry, delivery_of, disposition_of
+from shared.errors import GiveUpError, RatchetError, RetryLaterError, reason
 from shared.events import LoopEvent
 from shared.telemetry import HANDLE_SECONDS, HANDLED, PENDING, PUBLISHED, UNSETTLED, logger
 
@@ -41,81 +38,7 @@ E = TypeVar("E", bound=LoopEvent)
 R = TypeVar("R", bound=BaseModel)
 
 PUBLISH_TIMEOUT_S = 10.0
-MAX_RETRY_S = 30.0
-DUPLICATE_WINDOW_S = 120.0
-STREAM_MAX_BYTES = 1024**3  # the server reserves it: four streams must fit on the disk
-
-
-@dataclass(frozen=True)
-class Ack:
-    pass
-
-
-@dataclass(frozen=True)
-class Retry:
-    delay_s: float = 1.0
-
-
-@dataclass(frozen=True)
-class Dead:
-    reason: str
-
-
-Disposition = Ack | Retry | Dead
-
-
-@dataclass(frozen=True)
-class Delivery:
-    """One message as it came. ``data`` is what was sent, still encoded as ``Content-Encoding`` says."""
-
-    subject: str
-    data: bytes
-    headers: dict[str, str]
-    sequence: int
-    published_at: datetime
-    deliveries: int
-
-    def content(self) -> bytes:
-        """The JSON object that was sent. Raises GiveUpError when it cannot be had within the size limit."""
-        encoding = self.headers.get("Content-Encoding")
-        if encoding is None:
-            return self.data
-        if encoding != "gzip":
-            raise GiveUpError(f"Content-Encoding {encoding[:40]!r} is not known; send gzip or none")
-        unzip = zlib.decompressobj(wbits=31)
-        try:
-            content = unzip.decompress(self.data, MAX_EVENT_BYTES + 1)
-        except zlib.error as error:
-            raise GiveUpError(f"the message is not gzip as its header says: {error}") from error
-        if len(content) > MAX_EVENT_BYTES:
-            raise GiveUpError(f"the event is over {MAX_EVENT_BYTES} bytes when unpacked")
-        if not unzip.eof:
-            raise GiveUpError("the gzip stream is cut off")
-        return content
-
-
-def delivery_of(message: Msg) -> Delivery:
-    meta = message.metadata
-    return Delivery(
-        subject=message.subject,
-        data=message.data,
-        headers=message.headers or {},
-        sequence=meta.sequence.stream,
-        published_at=meta.timestamp.astimezone(UTC),
-        deliveries=meta.num_delivered or 1,
-    )
-
-
-def retry_delay(deliveries: int) -> float:
-    """Seconds before a message is tried again: 0.5 doubling to 30."""
-    return min(MAX_RETRY_S, 0.5 * float(2 ** min(deliveries - 1, 10)))
-
-
-def disposition_of(error: Exception, deliveries: int) -> Disposition:
-    """What an exception means for its message. Only what says that it cannot succeed is dead."""
-    if isinstance(error, GiveUpError):
-        return Dead(str(error))
-    return Retry(retry_delay(deliveries))
+LETTER_ROOM_BYTES = 8192  # for the headers of a dead letter, the longest subject among them
 
 
 BatchHandler = Callable[[Sequence[Delivery]], Awaitable[Sequence[Disposition]]]
@@ -149,16 +72,22 @@ class Bus:
             ping_interval=5,
             max_outstanding_pings=3,
             closed_cb=self._closed,
+            disconnected_cb=self._disconnected,
             error_cb=self._error,
             inbox_prefix=f"_INBOX_{name}",
             logger=None,
         )
         self.consumers: list[subjects.Consumer] = []
+        self.on_disconnect: list[Callable[[], None]] = []
 
     async def _closed(self) -> None:
         if not self._stopping:
             logger().error("nats_closed", action="the process ends so that its supervisor starts it anew")
             (self._on_closed or (lambda: os._exit(70)))()
+
+    async def _disconnected(self) -> None:
+        for told in self.on_disconnect:
+            told()
 
     async def _error(self, error: Exception) -> None:
         logger().warning("nats_error", error=str(error) or type(error).__name__)
@@ -208,25 +137,31 @@ class Bus:
         *,
         batch_size: int = 256,
         gather_s: float = 0.05,
+        lanes: int = 1,
     ) -> None:
-        """Hand raw messages to ``handler`` in batches of up to ``batch_size``, gathered for ``gather_s``."""
+        """Hand raw messages to ``handler`` in batches of up to ``batch_size``, gathered for ``gather_s``.
+
+        With several ``lanes`` one batch is fetched while another is handled; their order is not kept.
+        """
         self.consumers.append(consumer)
         for kind in (Ack, Retry, Dead):  # from 0, so that the first dead letter is seen as an increase
             HANDLED.labels(consumer.durable, kind.__name__.lower())
 
-        @self.broker.subscriber(
-            consumer.subject,
-            stream=JStream(consumer.stream, declare=False),
-            durable=consumer.durable,
-            pull_sub=PullSub(batch_size=batch_size, timeout=gather_s, batch=True),
-            ack_policy=AckPolicy.MANUAL,
-            inbox_prefix=f"_INBOX_{self.name}.".encode(),
-            decoder=_keep_raw,
-            no_reply=True,
-        )
-        async def _handle(message: NatsMessage) -> None:
+        async def handle(message: NatsMessage) -> None:
             raw: list[Msg] = message.raw_message  # type: ignore[assignment]  # a batch holds a list
             await self._handle_batch(consumer, handler, raw)
+
+        for _ in range(lanes):
+            self.broker.subscriber(
+                consumer.subject,
+                stream=JStream(consumer.stream, declare=False),
+                durable=consumer.durable,
+                pull_sub=PullSub(batch_size=batch_size, timeout=gather_s, batch=True),
+                ack_policy=AckPolicy.MANUAL,
+                inbox_prefix=f"_INBOX_{self.name}.".encode(),
+                decoder=_keep_raw,
+                no_reply=True,
+            )(handle)
 
     async def _handle_batch(self, consumer: subjects.Consumer, handler: BatchHandler, messages: list[Msg]) -> None:
         started = time.perf_counter()
@@ -237,12 +172,13 @@ class Bus:
             log = logger().warning if isinstance(error, (RetryLaterError, *UNAVAILABLE)) else logger().exception
             log("batch_failed", consumer=consumer.durable, size=len(messages), error=str(error))
             dispositions = [disposition_of(error, d.deliveries) for d in deliveries]
-        await asyncio.gather(
-            *(
-                self.settle(consumer, message, delivery, disposition)
-                for message, delivery, disposition in zip(messages, deliveries, dispositions, strict=True)
-            )
-        )
+        others = []
+        for message, delivery, disposition in zip(messages, deliveries, dispositions, strict=True):
+            if isinstance(disposition, Ack):  # almost all of them: a task for each would cost as much as the ack
+                await self.settle(consumer, message, delivery, disposition)
+            else:
+                others.append(self.settle(consumer, message, delivery, disposition))
+        await asyncio.gather(*others)
         HANDLE_SECONDS.labels(consumer.durable).observe(time.perf_counter() - started)
 
     def consume(
@@ -289,7 +225,12 @@ class Bus:
             logger().warning("not_settled", consumer=consumer.durable, sequence=delivery.sequence, error=str(error))
 
     async def bury(self, consumer: subjects.Consumer, delivery: Delivery, why: str) -> None:
-        """Keep a message that can never be handled, with its reason, as it came."""
+        """Keep a message that can never be handled, with its reason, as it came.
+
+        One so large that the reason would not fit beside it is cut: sent whole, it would close the connection for
+        good, and come again to the next replica. The message id bears the time too: a stream that was made anew
+        counts from 1 again.
+        """
         logger().warning(
             "dead_letter",
             consumer=consumer.durable,
@@ -305,9 +246,11 @@ class Bus:
         }
         if encoding := delivery.headers.get("Content-Encoding"):
             headers["Content-Encoding"] = header_safe(encoding)
-        await self.publish(
-            f"dead.{consumer.durable}", delivery.data, f"dead:{consumer.stream}:{delivery.sequence}", headers
-        )
+        data, room = delivery.data, self.nc.max_payload - LETTER_ROOM_BYTES
+        if len(data) > room:
+            data, headers["Ratchet-Cut-From"] = data[:room], str(len(data))
+        message_id = f"dead:{consumer.stream}:{delivery.sequence}:{delivery.published_at.isoformat()}"
+        await self.publish(f"dead.{consumer.durable}", data, message_id, headers)
 
     # commands -----------------------------------------------------------------------------------
     def on_command(
@@ -379,90 +322,5 @@ async def _keep_raw(message: Any) -> Any:
     return message.body
 
 
-def reason(error: ValidationError) -> str:
-    """The first thing that is wrong, without the input: texts stay out of logs and headers."""
-    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-    where = ".".join(str(part)[:60] for part in first["loc"]) or "the object"
-    return f"{where}: {first['msg']}"[:300]
-
-
 def header_safe(text: str) -> str:
     return "".join(c if " " <= c <= "~" else "?" for c in text)[:500]
-
-
-async def provision(bus: Bus, *, stream_max_bytes: int = STREAM_MAX_BYTES, replicas: int = 1) -> None:
-    """Make the streams, consumers and the routes bucket as the design says. Idempotent; the only declarer.
-
-    Limits retention, DiscardNew and no age limit: a full stream refuses the publisher and drops nothing.
-    """
-    js = bus.js
-    for stream in subjects.STREAMS:
-        config = api.StreamConfig(
-            name=stream.name,
-            subjects=list(stream.subjects),
-            retention=api.RetentionPolicy.LIMITS,
-            discard=api.DiscardPolicy.NEW,
-            storage=api.StorageType.FILE,
-            max_bytes=stream_max_bytes,
-            duplicate_window=DUPLICATE_WINDOW_S,
-            num_replicas=replicas,
-            allow_direct=True,
-        )
-        # The field that lets publishers send atomic batches is newer than the client's dataclass.
-        wanted = {**config.as_dict(), "allow_atomic": True}
-        try:
-            await js.stream_info(stream.name)
-            verb = "UPDATE"
-        except NotFoundError:
-            verb = "CREATE"
-        answer = from_json((await bus.nc.request(f"$JS.API.STREAM.{verb}.{stream.name}", to_json(wanted))).data)
-        if "error" in answer:
-            raise GiveUpError(f"stream {stream.name}: {answer['error'].get('description')}")
-    for consumer in subjects.CONSUMERS:
-        await js.add_consumer(
-            consumer.stream,
-            api.ConsumerConfig(
-                durable_name=consumer.durable,
-                filter_subject=consumer.subject,
-                deliver_policy=api.DeliverPolicy.ALL,
-                ack_policy=api.AckPolicy.EXPLICIT,
-                ack_wait=consumer.ack_wait_s,
-                max_deliver=-1,
-                max_ack_pending=consumer.max_ack_pending,
-            ),
-        )
-    try:
-        await js.key_value(subjects.ROUTES_BUCKET)
-    except NotFoundError:
-        await js.create_key_value(api.KeyValueConfig(bucket=subjects.ROUTES_BUCKET, history=8, replicas=replicas))
-
-
-@dataclass(frozen=True)
-class Barrier:
-    """A place in a stream: what has a later sequence came after. A stream made anew has another ``created``."""
-
-    created: datetime
-    sequence: int
-
-
-async def stream_end(bus: Bus, stream: str) -> Barrier:
-    """The last sequence of a stream now, with the stream's creation time."""
-    try:
-        info = await bus.js.stream_info(stream)
-    except (NatsError, APIError, TimeoutError) as error:
-        raise RetryLaterError(f"stream {stream} did not answer: {error!r}") from error
-    if info.created is None:
-        raise RetryLaterError(f"stream {stream} did not say when it was created")
-    return Barrier(info.created.astimezone(UTC), info.state.last_seq)
-
-
-async def ack_floor(bus: Bus, consumer: subjects.Consumer) -> int:
-    """Every message up to this stream sequence has been settled by the consumer, or never was its own."""
-    try:
-        info = await bus.js.consumer_info(consumer.stream, consumer.durable)
-    except (NatsError, APIError, TimeoutError) as error:
-        raise RetryLaterError(f"consumer {consumer.durable} did not answer: {error!r}") from error
-    floor: int = info.ack_floor.stream_seq if info.ack_floor else 0
-    if info.num_pending == 0 and info.num_ack_pending == 0 and info.delivered:
-        return max(floor, int(info.delivered.stream_seq))
-    return floor

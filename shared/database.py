@@ -29,7 +29,12 @@ UNAVAILABLE = (
     asyncpg.DeadlockDetectedError,
     asyncpg.InsufficientResourcesError,
     asyncpg.QueryCanceledError,
+    asyncpg.IdleInTransactionSessionTimeoutError,
 )
+
+# A process that stops in the middle of a transaction (a frozen machine) gives up its rows after so long, before its
+# messages come again to a replica, which would wait for them.
+STUCK_S = 10
 
 Record = asyncpg.Record
 Pool = asyncpg.Pool
@@ -50,7 +55,11 @@ async def connect(url: str, *, pool_size: int = 5, application: str = "ratchet",
 
     ``read_only``: the server refuses every write of this pool, whatever statement it is sent.
     """
-    server_settings = {"application_name": application, "timezone": "UTC"}
+    server_settings = {
+        "application_name": application,
+        "timezone": "UTC",
+        "idle_in_transaction_session_timeout": f"{STUCK_S}s",
+    }
     if read_only:
         server_settings["default_transaction_read_only"] = "on"
     try:

@@ -14,8 +14,10 @@ from pydantic import BaseModel
 from ratchet_sdk.events import MAX_EVENT_BYTES
 
 from shared import subjects
-from shared.bus import Ack, Bus, Dead, Delivery, Disposition, Retry, ack_floor, provision, stream_end
+from shared.bus import Bus
+from shared.delivery import Ack, Dead, Delivery, Disposition, Retry
 from shared.errors import GiveUpError, RetryLaterError
+from shared.streams import ack_floor, provision, stream_end
 
 
 async def publish(bus: Bus, data: bytes, message_id: str, headers: dict[str, str] | None = None) -> None:
@@ -174,7 +176,52 @@ def test_gzip_is_unpacked_within_the_limit() -> None:
         (gzip.compress(b" " * (MAX_EVENT_BYTES + 1)), "gzip", "over"),
         (b"not gzip", "gzip", "not gzip"),
         (gzip.compress(b"{}" * 100)[:-9], "gzip", "cut off"),
+        (gzip.compress(b"{}") + gzip.compress(b"{}"), "gzip", "something follows"),
         (b"{}", "br", "not known"),
     ):
         with pytest.raises(GiveUpError, match=words):
             delivery(data, encoding).content()
+
+
+async def test_a_dead_letter_of_a_stream_made_anew_is_not_taken_for_an_old_one(bus: Bus) -> None:
+    """Its sequences begin at 1 again, while the broker still remembers the message ids of the old one's letters."""
+    dead = asyncio.Event()
+
+    async def handler(batch: Sequence[Delivery]) -> Sequence[Disposition]:
+        dead.set()
+        return [Dead("it is bad") for _ in batch]
+
+    bus.consume_batches(subjects.RECORDER_STEPS, handler)
+    await bus.broker.start()
+    for data in (b"old", b"new"):
+        await bus.js.delete_stream("STEPS")
+        await provision(bus)
+        dead.clear()
+        await publish(bus, data, data.decode())
+        await asyncio.wait_for(dead.wait(), 10)
+        while await ack_floor(bus, subjects.RECORDER_STEPS) < 1:
+            await asyncio.sleep(0.01)
+    assert [data for data, _ in await dead_letters(bus)] == [b"old", b"new"]
+
+
+async def test_a_bad_message_as_large_as_the_broker_takes_is_buried(bus: Bus) -> None:
+    """With the letter's headers it would be larger, and the broker would close the connection."""
+
+    async def handler(batch: Sequence[Delivery]) -> Sequence[Disposition]:
+        return [Dead("it is bad") for _ in batch]
+
+    data = b"x" * (bus.nc.max_payload - 100)
+    await publish(bus, data, "large")
+    bus.consume_batches(subjects.RECORDER_STEPS, handler)
+    await bus.broker.start()
+    while await ack_floor(bus, subjects.RECORDER_STEPS) < 1:
+        await asyncio.sleep(0.01)
+    [(letter, headers)] = await dead_letters(bus)
+    assert data.startswith(letter)
+    assert headers["Ratchet-Cut-From"] == str(len(data))
+
+
+async def test_a_dead_letter_is_known_again_after_hours(bus: Bus) -> None:
+    """A message that was buried and not given up comes again when a recorder is back, and is buried again."""
+    windows = {name: (await bus.js.stream_info(name)).config.duplicate_window for name in ("STEPS", "DEAD")}
+    assert windows == {"STEPS": 120, "DEAD": 86_400}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from shared import database
+from shared import database, subjects
 from shared.errors import ConfigurationError, RetryLaterError
 
 
@@ -24,3 +24,9 @@ async def test_an_absent_server_says_what_to_check() -> None:
 def test_a_url_of_another_kind_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="postgresql://"):
         database.migrate("mysql://x/y")
+
+
+async def test_a_transaction_whose_client_has_stopped_ends_by_itself(pool: database.Pool) -> None:
+    """Before an ack wait (30 s) is over. That a replica then stores what it held is seen in tests/faults."""
+    assert await pool.fetchval("show idle_in_transaction_session_timeout") == f"{database.STUCK_S}s"
+    assert subjects.RECORDER_STEPS.ack_wait_s > database.STUCK_S
