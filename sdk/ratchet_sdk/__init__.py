@@ -1,6 +1,6 @@
 """Ratchet's SDK: what an agent needs to be recorded, and nothing else."""
 
-from ratchet_sdk.recorder import Recorder
+from ratchet_sdk.recorder import Recorder, SyncRecorder
 from ratchet_sdk.run import Run, RunStep
 
-__all__ = ["Recorder", "Run", "RunStep"]
+__all__ = ["Recorder", "Run", "RunStep", "SyncRecorder"]

@@ -49,15 +49,21 @@ def wrap_openai(client: C, recorder: Recorder, *, send_headers: bool = True) -> 
         step = current_step.get()
         if step is None or step.recorder is not recorder:
             return await untouched(*args, **kwargs)
-        if send_headers:
-            kwargs["extra_headers"] = {**step.headers(), **(kwargs.get("extra_headers") or {})}
         kwargs["messages"] = list(kwargs.get("messages") or [])  # an iterator could be read only once
         asked = _asked(step, kwargs)
+        if send_headers:
+            base_call_id, _ = step.run.extended(asked["messages"])
+            kwargs["extra_headers"] = {
+                **step.headers(base_call_id=base_call_id),
+                **(kwargs.get("extra_headers") or {}),
+            }
         started = time.perf_counter()
         raw: Any = await raw_create(*args, **kwargs)
         reply = raw.parse()
         if call_id := raw.headers.get(CALL_ID_HEADER):
             step.refer(call_id, model=asked.get("model"), model_version=raw.headers.get(MODEL_VERSION_HEADER))
+            if kwargs.get("stream") is not True:
+                step.run.remember(call_id, asked["messages"], message_of(reply.choices[0].message))
             return reply
         if kwargs.get("stream") is True:
             return RecordedStream(reply, step, asked, started)

@@ -1,8 +1,10 @@
-"""Events on their way to the broker: a bounded queue, and one background task that publishes and awaits acks.
+"""Events on their way to the broker: a bounded queue, a spool on disk, and one background task that publishes.
 
-The queue keeps the order in which events were offered. A window of events is published at once, each ack is
-awaited, and whatever was not acknowledged is published again, first and with the same message id. Nothing here
-raises into the agent: what cannot be sent is counted, logged once in words, and told by ``flush`` and ``close``.
+The queue keeps the order in which events were offered. A window of events is redacted, published at once (as one
+atomic batch, which costs the broker one sync to disk, or each alone where the batch was not taken), and published
+again, first and with the same message ids, where it was not acknowledged. While the broker is away the queue goes to
+the spool, which outlives the process and is sent before anything newer. Nothing here raises into the agent: what cannot
+be sent is counted, logged once in words, and told by ``flush`` and ``close``.
 """
 
 from __future__ import annotations
@@ -11,29 +13,30 @@ import asyncio
 import contextlib
 import gzip
 import logging
+import threading
 from collections import deque
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Coroutine, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
-from nats.js import JetStreamContext
-from nats.js.api import PubAck
-from nats.js.errors import APIError
+from nats.errors import StaleConnectionError
 
 from ratchet_sdk.events import MAX_EVENT_BYTES
+from ratchet_sdk.jetstream import JetStream, Message, NeverError
+from ratchet_sdk.redact import Redaction, Redactor
+from ratchet_sdk.spool import PACKED, TRIED, Spool, SpoolBusyError, Spooled
 
 log = logging.getLogger("ratchet_sdk")
 
 GZIP_ABOVE_BYTES = 32 * 1024
-IN_FLIGHT = 256
+IN_FLIGHT = 256  # the server takes 1,000 messages in a batch at most
 IN_FLIGHT_BYTES = 8 * 1024 * 1024
-ACK_TIMEOUT_S = 10.0  # a broker that syncs to disk for every message may take seconds under load
 HEADER_ROOM_BYTES = 1024
-MAX_PAUSE_S = 5.0
-# The broker's own words for "this message can never be stored": too large for the stream or the account.
-NEVER = frozenset({10054, 10040})
+CONNECT_PATIENCE_S = 3.0
+RECONNECT_PATIENCE_S = 1.0  # a broker that is away for longer is away: what waits goes to disk
+MAX_PAUSE_S = 2.0
 
 
 @dataclass
@@ -43,23 +46,26 @@ class Counts:
     accepted: int = 0
     published: int = 0
     refused: int = 0  # too large, not valid, or not to be stored: sending it again cannot help
-    dropped: int = 0  # the queue was full
-    unsent: int = 0
+    dropped: int = 0  # the queue and the spool were full
+    unsent: int = 0  # with what an earlier process left in the spool
+    spooled: int = 0  # of the unsent: on disk
     last_error: str | None = None
 
 
 @dataclass(eq=False)
-class _Item:
-    message_id: str
-    data: bytes
-    size_bytes: int
-    headers: dict[str, str] = field(default_factory=dict)
-    tries: int = 0
+class _Event(Message):
+    size_bytes: int = 0
     prepared: bool = False
 
+    @property
+    def flags(self) -> int:
+        return (TRIED if self.tries else 0) | (PACKED if self.headers else 0)
 
-class _NeverError(Exception):
-    """This event can never be stored."""
+
+def _of_spool(subject: str, event: Spooled) -> _Event:
+    headers = {"Content-Encoding": "gzip"} if event.flags & PACKED else {}
+    tries = 1 if event.flags & TRIED else 0
+    return _Event(subject, event.data, event.message_id, headers, tries, len(event.data), prepared=True)
 
 
 class Publisher:
@@ -73,6 +79,8 @@ class Publisher:
         name: str,
         queue_max: int = 10_000,
         queue_max_bytes: int = 64 * 1024 * 1024,
+        redactor: Redactor | None = None,
+        spool: Spool | None = None,
         options: Mapping[str, Any] | None = None,
     ) -> None:
         self.subject = subject
@@ -90,15 +98,20 @@ class Publisher:
         }
         self._queue_max = queue_max
         self._queue_max_bytes = queue_max_bytes
-        self._queue: deque[_Item] = deque()
+        self._queue: deque[_Event] = deque()
         self._queue_bytes = 0
+        self._redacted = Redaction(redactor)
+        self._spool = spool
+        self._spool_is_open = False
+        self._from_spool: list[_Event] = []  # the window of the spool that is being sent
+        self._from_spool_last: Spooled | None = None
+        self._setting_aside: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
         self._empty = asyncio.Event()
         self._empty.set()
         self._task: asyncio.Task[None] | None = None
         self._client: Client | None = None
-        self._js: JetStreamContext | None = None
-        self._in_flight: set[asyncio.Future[PubAck]] = set()
+        self._js: JetStream | None = None
         self._closing = False
 
     # the agent's side ---------------------------------------------------------------------------
@@ -111,7 +124,7 @@ class Publisher:
             why = "the recorder is closed" if self._closing else f"{len(self._queue)} events wait unsent already"
             self._fault(f"an event was dropped: {why}")
             return False
-        self._queue.append(_Item(message_id, data, len(data)))
+        self._queue.append(_Event(self.subject, data, message_id, size_bytes=len(data)))
         self._queue_bytes += len(data)
         self.counts.accepted += 1
         self.counts.unsent += 1
@@ -130,6 +143,8 @@ class Publisher:
         if self._closing or (self._task is not None and not self._task.done()):
             return
         with contextlib.suppress(RuntimeError):
+            if self._spool is not None and not self._spool_is_open and self._spool.directory.exists():
+                self._empty.clear()  # until it is known what an earlier process left there
             self._task = asyncio.get_running_loop().create_task(self._run(), name="ratchet-publisher")
 
     async def flush(self, timeout_s: float) -> int:
@@ -140,48 +155,64 @@ class Publisher:
         return self.counts.unsent
 
     async def close(self, timeout_s: float) -> int:
-        """Flush, then stop and disconnect. Returns how many events were never acknowledged."""
+        """Flush, then stop and disconnect. Returns how many events are not acknowledged; the spool keeps them."""
         unsent = await self.flush(timeout_s)
         self._closing = True
         if self._task is not None:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
+        if self._setting_aside is not None:
+            await asyncio.wait([self._setting_aside])
         await self._disconnect()
+        if self._queue:
+            await self._set_aside()
+        if self._spool is not None and self._spool_is_open:
+            self._spool.close()
         if unsent:
-            log.warning("closed with %d events unsent; the last error was: %s", unsent, self.counts.last_error)
+            kept = f"; {self.counts.spooled} of them wait in {self._spool.directory}" if self._spool else ""
+            log.warning("closed with %d events unsent%s; the last error was: %s", unsent, kept, self.counts.last_error)
         return unsent
 
     # the background task --------------------------------------------------------------------------
     async def _run(self) -> None:
         pause_s = 0.05
+        if self._spool is not None and self._spool.directory.exists():
+            await self._open_spool()
         while True:
             await self._wake.wait()
             try:
-                await self._send_window(await self._connected())
+                js = await self._connected()
+                await (self._send_spooled(js) if self.counts.spooled else self._send_queued(js))
                 pause_s = 0.05
+                continue
             except (NatsError, OSError, TimeoutError) as error:
                 self._fault(f"the broker did not take an event yet: {error!r}")
-                await asyncio.sleep(pause_s)
-                pause_s = min(MAX_PAUSE_S, pause_s * 2)
             except Exception as error:  # the task must outlive whatever a library raises: the events wait in it
                 self._fault(f"publishing failed, and is tried again: {error!r}")
                 log.debug("publishing failed", exc_info=True)
-                await asyncio.sleep(pause_s)
-                pause_s = min(MAX_PAUSE_S, pause_s * 2)
+            if self._client is None or not self._client.is_connected:
+                await self._set_aside()
+            await asyncio.sleep(pause_s)
+            pause_s = min(MAX_PAUSE_S, pause_s * 2)
 
-    async def _connected(self) -> JetStreamContext:
+    async def _connected(self) -> JetStream:
         if self._client is not None and self._js is not None and not self._client.is_closed:
-            while self._client.is_reconnecting:
-                await asyncio.sleep(0.02)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(RECONNECT_PATIENCE_S):
+                    while self._client.is_reconnecting:
+                        await asyncio.sleep(0.02)
             if self._client.is_connected:
                 return self._js
+            if self._client.is_reconnecting:
+                raise StaleConnectionError
         await self._disconnect()
         self._client = Client()
-        await self._client.connect(
-            error_cb=self._on_error, disconnected_cb=self._on_disconnect, **self._connect_options
-        )
-        self._js = self._client.jetstream(timeout=ACK_TIMEOUT_S)
+        async with asyncio.timeout(CONNECT_PATIENCE_S):  # it would try for ever
+            await self._client.connect(
+                error_cb=self._on_error, disconnected_cb=self._on_disconnect, **self._connect_options
+            )
+        self._js = JetStream(self._client)
         return self._js
 
     async def _disconnect(self) -> None:
@@ -195,26 +226,51 @@ class Publisher:
 
     async def _on_disconnect(self) -> None:
         """No ack comes over a connection that is gone: what was in flight is published again on the next one."""
-        for future in self._in_flight:
-            future.cancel()
+        if self._js is not None:
+            self._js.give_up()
 
-    async def _send_window(self, js: JetStreamContext) -> None:
+    async def _send_queued(self, js: JetStream) -> None:
         """Publish what waits, up to a window, and settle each by its ack. Raises the first thing worth a pause."""
         window = self._next_window()
         results = await self._publish(js, window)
-        kept = [item for item, result in zip(window, results, strict=True) if not self._settle(item, result)]
         for _ in window:
             self._queue.popleft()
+        kept = []
+        for event, result in zip(window, results, strict=True):
+            if result is None or isinstance(result, NeverError):
+                self._queue_bytes -= event.size_bytes
+                self._settle(result)
+            else:
+                kept.append(event)
         self._queue.extendleft(reversed(kept))
-        if not self._queue:
-            self._wake.clear()
-            self._empty.set()
-        for result in results:
-            if isinstance(result, Exception) and not isinstance(result, _NeverError):
-                raise result
+        self._look_whether_empty()
+        _raise_first(results)
 
-    def _next_window(self) -> list[_Item]:
-        window: list[_Item] = []
+    async def _send_spooled(self, js: JetStream) -> None:
+        """Publish the oldest window of the spool. It is done with as a whole, or sent again as a whole."""
+        assert self._spool is not None
+        if not self._from_spool:
+            events = await asyncio.to_thread(self._spool.read, IN_FLIGHT, IN_FLIGHT_BYTES)
+            self._from_spool = [_of_spool(self.subject, event) for event in events]
+            self._from_spool_last = events[-1] if events else None
+        if self._from_spool_last is None:  # somebody took the files away
+            self._fault(f"{self.counts.spooled} events were in {self._spool.directory} and are not there any more")
+            self.counts.unsent -= self.counts.spooled
+            self.counts.dropped += self.counts.spooled
+            self._spool.pending = self.counts.spooled = 0
+            self._look_whether_empty()
+            return
+        results = await self._publish(js, self._from_spool)
+        _raise_first(results)
+        self._spool.done(self._from_spool_last, len(results))
+        self._from_spool, self._from_spool_last = [], None
+        self.counts.spooled = self._spool.pending
+        for result in results:
+            self._settle(result)
+        self._look_whether_empty()
+
+    def _next_window(self) -> list[_Event]:
+        window: list[_Event] = []
         size_bytes = 0
         for item in self._queue:
             if len(window) == IN_FLIGHT or (window and size_bytes + len(item.data) > IN_FLIGHT_BYTES):
@@ -223,69 +279,111 @@ class Publisher:
             size_bytes += len(item.data)
         return window
 
-    async def _publish(self, js: JetStreamContext, window: list[_Item]) -> list[Exception | None]:
-        """Publish in order, then await all acks at once. Gives None for what is stored, else why it is not."""
+    async def _publish(self, js: JetStream, window: list[_Event]) -> list[Exception | None]:
+        """Gives None for what is stored, else why it is not."""
         results: list[Exception | None] = [None] * len(window)
-        waiting: dict[asyncio.Future[PubAck], int] = {}
-        again: dict[asyncio.Future[PubAck], int] = {}
+        ready: list[int] = []
         for place, item in enumerate(window):
             try:
-                await self._pack(item)
-                waiting[await self._send(js, item, {"Nats-Msg-Id": item.message_id})] = place
-            except (_NeverError, NatsError, OSError) as error:
+                await self._prepare(item)
+                ready.append(place)
+            except NeverError as error:
                 results[place] = error
-        firsts = {place for place in waiting.values() if window[place].tries == 0}
-        for item in window:
-            item.tries += 1
-        await self._acks(waiting)
-        for future, place in waiting.items():
-            results[place] = _fault_of(future)
-            if results[place] is None and future.result().duplicate and place in firsts:
-                # Somebody else's event bears this message id: ours was not stored. The recorder, which knows an
-                # event by its event id, stores it once however often it comes.
-                again[await self._send(js, window[place], {})] = place
-        await self._acks(again)
-        for future, place in again.items():
-            results[place] = _fault_of(future)
+        for place, result in zip(ready, await js.store([window[place] for place in ready]), strict=True):
+            results[place] = result
         return results
 
-    async def _send(self, js: JetStreamContext, item: _Item, headers: dict[str, str]) -> asyncio.Future[PubAck]:
-        return await js.publish_async(self.subject, item.data, headers={**item.headers, **headers})
-
-    async def _acks(self, futures: Collection[asyncio.Future[PubAck]]) -> None:
-        if not futures:
-            return
-        self._in_flight = set(futures)
-        try:
-            _, late = await asyncio.wait(futures, timeout=ACK_TIMEOUT_S)
-        finally:
-            self._in_flight = set()
-        for future in late:
-            future.cancel()
-
-    async def _pack(self, item: _Item) -> None:
-        """Zip large events, off the loop: 4 MiB would hold the agent up. Raises _NeverError for what is too large."""
-        if not item.prepared and len(item.data) > GZIP_ABOVE_BYTES:
-            item.data = await asyncio.to_thread(gzip.compress, item.data, 1, mtime=0)
-            item.headers["Content-Encoding"] = "gzip"
-        item.prepared = True
-        limit = self._client.max_payload if self._client is not None else MAX_EVENT_BYTES
-        if len(item.data) + HEADER_ROOM_BYTES > limit:
+    async def _prepare(self, item: _Event) -> None:
+        """Redact, and zip large events, off the loop: 4 MiB would hold the agent up. Raises NeverError."""
+        if not item.prepared:
+            try:
+                if len(item.data) > GZIP_ABOVE_BYTES:
+                    item.data = await asyncio.to_thread(self._packed, item.data)
+                    item.headers["Content-Encoding"] = "gzip"
+                else:
+                    item.data = self._redacted(item.data)
+            except Exception as error:  # an event that may hold a secret must not leave
+                raise NeverError(f"it could not be redacted: {error!r}") from error
+            item.prepared = True
+        limit = self._client.max_payload if self._client is not None else 0
+        if limit and len(item.data) + HEADER_ROOM_BYTES > limit:
             # Sent all the same, it would close the connection for good.
-            raise _NeverError(f"{len(item.data)} bytes are over the server's max_payload of {limit}; raise it to 8 MiB")
+            raise NeverError(f"{len(item.data)} bytes are over the server's max_payload of {limit}; raise it to 8 MiB")
 
-    def _settle(self, item: _Item, result: Exception | None) -> bool:
-        """Count what is done with. False where the event stays in the queue, to be published again."""
-        match result:
-            case None:
-                self.counts.published += 1
-            case _NeverError():
-                self.refuse(f"an event was refused: {result}")
-            case _:
-                return False
-        self._queue_bytes -= item.size_bytes
+    def _packed(self, data: bytes) -> bytes:
+        return gzip.compress(self._redacted(data), 1, mtime=0)
+
+    def _settle(self, result: Exception | None) -> None:
+        """Count what is done with: stored, or refused for good."""
         self.counts.unsent -= 1
-        return True
+        if result is None:
+            self.counts.published += 1
+        else:
+            self.refuse(f"an event was refused: {result}")
+
+    def _look_whether_empty(self) -> None:
+        if not self._queue and not self.counts.spooled:
+            self._wake.clear()
+            self._empty.set()
+
+    # the spool ------------------------------------------------------------------------------------
+    async def _open_spool(self) -> None:
+        """Take the spool, with what an earlier process left there. Where it cannot be had, there is none."""
+        assert self._spool is not None
+        try:
+            await asyncio.to_thread(self._spool.open)
+        except (OSError, SpoolBusyError) as error:
+            self._fault(f"nothing is kept on disk while the broker is away: {error}")
+            self._spool = None
+            self._look_whether_empty()
+            return
+        self._spool_is_open = True
+        if self._spool.damaged:
+            self._fault(f"{self._spool.damaged} bytes in {self._spool.directory} were damaged and left out")
+        self.counts.spooled = self._spool.pending
+        self.counts.unsent += self._spool.pending
+        if self._spool.pending:
+            log.info("%d events of an earlier process wait in %s", self._spool.pending, self._spool.directory)
+            self._empty.clear()
+            self._wake.set()
+        self._look_whether_empty()
+
+    async def _set_aside(self) -> None:
+        """Move the queue to disk. What cancels this does not cut it short."""
+        if self._spool is None or not self._queue:
+            return
+        self._setting_aside = asyncio.create_task(self._move_to_spool(), name="ratchet-spool")
+        await asyncio.shield(self._setting_aside)
+
+    async def _move_to_spool(self) -> None:
+        if not self._spool_is_open:
+            await self._open_spool()
+        if self._spool is None:
+            return
+        while self._queue:
+            window = self._next_window()
+            ready = []
+            for event in window:
+                try:
+                    await self._prepare(event)
+                    ready.append(event)
+                except NeverError as error:
+                    self._settle(error)
+            try:
+                kept = await asyncio.to_thread(
+                    self._spool.append, [(event.message_id, event.data, event.flags) for event in ready]
+                )
+            except OSError as error:
+                self._fault(f"{self._spool.directory} takes no events: {error}")
+                kept = 0
+            for _ in window:
+                self._queue_bytes -= self._queue.popleft().size_bytes
+            self.counts.spooled = self._spool.pending
+            if kept < len(ready):  # the oldest are kept on disk; the queue holds what it can, and then refuses
+                self._fault(f"{self._spool.directory} is full: {self._spool.pending} events wait there")
+                self._queue.extendleft(reversed(ready[kept:]))
+                self._queue_bytes += sum(event.size_bytes for event in ready[kept:])
+                return
 
     def _fault(self, why: str) -> None:
         if self.counts.last_error != why:
@@ -293,11 +391,50 @@ class Publisher:
         self.counts.last_error = why
 
 
-def _fault_of(future: asyncio.Future[PubAck]) -> Exception | None:
-    """Why an ack is none: not there in time or its connection lost, refused for good, or refused for now."""
-    if future.cancelled():
-        return TimeoutError("no acknowledgement came")
-    error = future.exception()
-    if isinstance(error, APIError) and error.err_code in NEVER:
-        return _NeverError(f"the broker refuses it for good: {error}")
-    return error if error is None or isinstance(error, Exception) else NatsError(str(error))
+def _raise_first(results: list[Exception | None]) -> None:
+    for result in results:
+        if result is not None and not isinstance(result, NeverError):
+            raise result
+
+
+class ThreadedPublisher:
+    """A Publisher with a loop in a thread of its own, for callers that have none. Any thread may call it."""
+
+    def __init__(self, publisher: Publisher) -> None:
+        self._publisher = publisher
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="ratchet-publisher", daemon=True)
+        self._closed = False
+        self._thread.start()
+
+    @property
+    def counts(self) -> Counts:
+        return self._publisher.counts
+
+    def start(self) -> None:
+        self._loop.call_soon_threadsafe(self._publisher.start)
+
+    def offer(self, message_id: str, data: bytes) -> bool:
+        """As ``Publisher.offer``; that the queue is full shows in ``counts`` alone."""
+        if not self._closed:
+            self._loop.call_soon_threadsafe(self._publisher.offer, message_id, data)
+        return not self._closed
+
+    def refuse(self, why: str) -> bool:
+        return self._publisher.refuse(why)
+
+    def flush(self, timeout_s: float) -> int:
+        return 0 if self._closed else self._wait_for(self._publisher.flush(timeout_s))
+
+    def close(self, timeout_s: float) -> int:
+        if self._closed:
+            return self.counts.unsent
+        unsent = self._wait_for(self._publisher.close(timeout_s))
+        self._closed = True
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+        return unsent
+
+    def _wait_for(self, doing: Coroutine[Any, Any, int]) -> int:
+        return asyncio.run_coroutine_threadsafe(doing, self._loop).result()

@@ -7,26 +7,34 @@ may grow afterwards.
 
 from __future__ import annotations
 
+import atexit
+import os
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from pydantic import ValidationError
 
 from ratchet_sdk.events import Event, Wire, message_id, uuid7
-from ratchet_sdk.publisher import Counts, Publisher
+from ratchet_sdk.publisher import Counts, Publisher, ThreadedPublisher
+from ratchet_sdk.redact import Redactor, secrets
 from ratchet_sdk.run import Run
+from ratchet_sdk.spool import Spool
 from ratchet_sdk.values import encoded, plain
 
 W = TypeVar("W", bound=Wire)
 
 
-class Recorder:
-    """Records the runs of one agent, and publishes them to ``steps.<agent_id>`` in the background.
+class Recording:
+    """What ``Recorder`` and ``SyncRecorder`` share: the runs of one agent, published to ``steps.<agent_id>``.
 
-    ``async with Recorder(url, "agent-1") as recorder`` flushes at its end; without it, await ``close()``.
-    ``options`` go to ``nats.connect`` (``user_credentials``, ``tls``, ...). Raises ValueError for a wrong agent id.
+    ``redact`` sees every text before it leaves (``ratchet_sdk.redact``; None for none). ``spool_dir`` is where events
+    wait on disk while the broker is away: ``RATCHET_SPOOL_DIR`` or ``.ratchet/spool`` where it is not given, nowhere
+    where it is empty. ``credentials`` is the file that ``ratchet agents add`` made: an nkey seed (or, named ``.creds``,
+    a signed user); what is in ``nats_url`` before the @ does not count then. ``options`` go to ``nats.connect``
+    (``tls``, ...). Raises ValueError for a wrong agent id.
     """
 
     def __init__(
@@ -36,6 +44,9 @@ class Recorder:
         policy: str = "default",
         *,
         queue_max: int = 10_000,
+        redact: Redactor | None = secrets,
+        spool_dir: str | Path | None = None,
+        credentials: str | Path | None = None,
         options: Mapping[str, Any] | None = None,
     ) -> None:
         for what, value in (("agent_id", agent_id), ("policy", policy)):
@@ -43,7 +54,16 @@ class Recorder:
                 raise ValueError(f"{what} must be 1 to 64 of A-Z a-z 0-9 _ -, got {value!r}")
         self.agent_id = agent_id
         self.policy = policy
-        self._publisher = Publisher(nats_url, f"steps.{agent_id}", name=agent_id, queue_max=queue_max, options=options)
+        spool_dir = os.environ.get("RATCHET_SPOOL_DIR", ".ratchet/spool") if spool_dir is None else spool_dir
+        self.publisher: Publisher | ThreadedPublisher = Publisher(
+            nats_url,
+            f"steps.{agent_id}",
+            name=agent_id,
+            queue_max=queue_max,
+            redactor=redact,
+            spool=Spool(Path(spool_dir).absolute() / agent_id) if spool_dir else None,
+            options={**_signing(credentials), **(options or {})},
+        )
 
     def trajectory(
         self,
@@ -75,32 +95,22 @@ class Recorder:
             data = encoded(event)
         except Exception as error:  # whatever an agent put into it must not come back as an exception
             return self.refuse(f"a {type(event).__name__} cannot be written as JSON: {error}")
-        return self._publisher.offer(message_id(self.agent_id, event.event_id), data)
+        return self.publisher.offer(message_id(self.agent_id, event.event_id), data)
 
     @property
     def counts(self) -> Counts:
         """What became of the events up to now."""
-        return self._publisher.counts
+        return self.publisher.counts
 
-    async def flush(self, timeout_s: float = 10.0) -> int:
-        """Wait for the acks of what was recorded, at most ``timeout_s``. Returns how many events are unsent."""
-        return await self._publisher.flush(timeout_s)
-
-    async def close(self, timeout_s: float = 10.0) -> int:
-        """Flush and disconnect. Returns how many events were never acknowledged: they end with the process."""
-        return await self._publisher.close(timeout_s)
-
-    async def __aenter__(self) -> Self:
-        self._publisher.start()
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.close()
+    @property
+    def lost(self) -> int:
+        """Events that were recorded and will never be stored."""
+        return self.counts.refused + self.counts.dropped
 
     # for runs and steps ---------------------------------------------------------------------------
     def refuse(self, why: str) -> bool:
         """Count something that cannot be recorded, and say why in the log. Returns False."""
-        return self._publisher.refuse(why)
+        return self.publisher.refuse(why)
 
     def copied(self, value: Any, what: str) -> Any:
         """A copy that JSON can carry; ``{}`` and a counted refusal where there is none."""
@@ -124,3 +134,66 @@ class Recorder:
             where = ".".join(str(part) for part in first["loc"])
             self.refuse(f"a {kind.__name__} was not recorded: {where}: {first['msg']}")
             return None
+
+
+def _signing(credentials: str | Path | None) -> dict[str, Any]:
+    """How the connection proves who it is; the file is read at each connect, so that it may come or change later."""
+    if credentials is None:
+        return {}
+    path = Path(credentials).absolute()
+    return {"user_credentials" if path.suffix == ".creds" else "nkeys_seed": str(path)}
+
+
+class Recorder(Recording):
+    """For an agent with an event loop.
+
+    ``async with Recorder(url, "agent-1") as recorder`` flushes at its end; without it, await ``close()``.
+    """
+
+    publisher: Publisher
+
+    async def flush(self, timeout_s: float = 10.0) -> int:
+        """Wait for the acks of what was recorded, at most ``timeout_s``. Returns how many events are unsent."""
+        return await self.publisher.flush(timeout_s)
+
+    async def close(self, timeout_s: float = 10.0) -> int:
+        """Flush and disconnect. Returns how many events are not acknowledged; what is spooled goes next time."""
+        return await self.publisher.close(timeout_s)
+
+    async def __aenter__(self) -> Self:
+        self.publisher.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+
+class SyncRecorder(Recording):
+    """For an agent without an event loop: ``with SyncRecorder(url, "agent-1") as recorder``, and ``with`` throughout.
+
+    Publishing happens in a thread of its own. What is not closed is closed when the interpreter ends.
+    """
+
+    publisher: ThreadedPublisher
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        assert isinstance(self.publisher, Publisher)
+        self.publisher = ThreadedPublisher(self.publisher)
+        atexit.register(self.close)
+
+    def flush(self, timeout_s: float = 10.0) -> int:
+        """As ``Recorder.flush``."""
+        return self.publisher.flush(timeout_s)
+
+    def close(self, timeout_s: float = 10.0) -> int:
+        """As ``Recorder.close``."""
+        atexit.unregister(self.close)
+        return self.publisher.close(timeout_s)
+
+    def __enter__(self) -> Self:
+        self.publisher.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections import deque
 from collections.abc import Mapping
 from contextvars import ContextVar, Token
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -24,9 +26,11 @@ from ratchet_sdk.events import (
 from ratchet_sdk.values import call_id_of, message_of, reply_fields, words
 
 if TYPE_CHECKING:
-    from ratchet_sdk.recorder import Recorder
+    from ratchet_sdk.recorder import Recording
 
 Status = Literal["completed", "failed", "truncated"]
+
+CONVERSATIONS = 4  # of a run, that its next call may extend
 
 current_step: ContextVar[RunStep | None] = ContextVar("ratchet_step", default=None)
 
@@ -35,7 +39,7 @@ class Run:
     """One trajectory. Its end is ``completed``, ``failed`` by an exception, or ``truncated`` by a cancel."""
 
     def __init__(
-        self, recorder: Recorder, trajectory_id: str, started_at: datetime, opening: Mapping[str, Any]
+        self, recorder: Recording, trajectory_id: str, started_at: datetime, opening: Mapping[str, Any]
     ) -> None:
         self.recorder = recorder
         self.trajectory_id = trajectory_id
@@ -44,6 +48,7 @@ class Run:
         self._steps = 0
         self._final: dict[str, Any] = {}
         self._metrics: dict[str, Any] = {}
+        self._conversations: deque[Conversation] = deque(maxlen=CONVERSATIONS)
         self._began = False
         self._ended = False
 
@@ -55,7 +60,7 @@ class Run:
         return self
 
     def step(self, environment: Mapping[str, Any] | None = None) -> RunStep:
-        """The next step, to be entered with ``async with``; it is recorded when it is left."""
+        """The next step, to be entered with ``async with`` or ``with``; it is recorded when it is left."""
         number = self._steps
         self._steps += 1
         return RunStep(self, number, self.recorder.copied(environment or {}, "an environment"))
@@ -75,6 +80,23 @@ class Run:
         values = {"status": status, "step_count": self._steps, "final": self._final, "metrics": self._metrics}
         self.emit(TrajectoryEnded, values if error is None else {**values, "error": error})
 
+    def extended(self, messages: list[dict[str, Any]]) -> tuple[str | None, list[dict[str, Any]]]:
+        """The call of this run whose prompt and reply ``messages`` begin with, and what follows them.
+
+        A long run then costs its length once. Fields that are null count for nothing: clients send a reply back as
+        they like. Once an event was lost nothing before it is built upon.
+        """
+        for known in reversed(self._conversations):
+            length = len(known.messages)
+            whole = known.lost == self.recorder.lost and length < len(messages)
+            if whole and all(_bare(a) == _bare(b) for a, b in zip(known.messages, messages, strict=False)):
+                return known.call_id, messages[length:]
+        return None, messages
+
+    def remember(self, call_id: str, messages: list[dict[str, Any]], reply: dict[str, Any]) -> None:
+        """The conversation after a call, for the next one to extend."""
+        self._conversations.append(Conversation(call_id, [*messages, reply], self.recorder.lost))
+
     def emit(self, kind: type[Event], values: Mapping[str, Any]) -> None:
         """Record one event of this run."""
         event = self.recorder.built(
@@ -90,10 +112,10 @@ class Run:
         if event is not None:
             self.recorder.record(event)
 
-    async def __aenter__(self) -> Self:
+    def __enter__(self) -> Self:
         return self.start()
 
-    async def __aexit__(
+    def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         match error:
@@ -103,6 +125,25 @@ class Run:
                 self.end("failed", error=words(error))
             case _:  # cancelled, or the interpreter ends: the run was cut off and did not fail
                 self.end("truncated", error=words(error))
+
+    async def __aenter__(self) -> Self:
+        return self.__enter__()
+
+    async def __aexit__(self, *left: Any) -> None:
+        self.__exit__(*left)
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """What a call's record holds: its prompt and its reply. ``lost``: how many events were lost until then."""
+
+    call_id: str
+    messages: list[dict[str, Any]]
+    lost: int
+
+
+def _bare(message: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in message.items() if value is not None}
 
 
 class RunStep:
@@ -140,18 +181,27 @@ class RunStep:
         is. ``more`` may name ``purpose`` and ``action_type``.
         """
         call_id = call_id_of(call)
-        self._add({**more, "call_id": call_id})
+        self._add(self.recorder.part(LlmCall, {**more, "call_id": call_id}))
         return call_id
 
     def llm_call(self, *, messages: list[Any], response: Any = None, call_id: str | None = None, **more: Any) -> str:
-        """Record a model call that no gateway saw. Returns its id, which a later call may name as ``base_call_id``.
+        """Record a model call that no gateway saw. Returns its id.
 
+        Of a prompt that extends an earlier call of the run only what is new is sent, with ``base_call_id``.
         ``response`` is an OpenAI choice (object or dict), a whole chat completion, or the reply's text. ``more``
         are the other fields of ``ratchet_sdk.events.LlmCall``: model, purpose, tools, temperature, usage, ...
         """
         call_id = call_id or str(uuid7())
         known = reply_fields(response) if response is not None else {}
-        self._add({**known, **more, "call_id": call_id, "messages": [message_of(message) for message in messages]})
+        prompt = [message_of(message) for message in messages]
+        values = self.recorder.copied({**known, **more, "call_id": call_id, "messages": prompt}, "a LlmCall")
+        call = self.recorder.built(LlmCall, values) if values else None
+        if call is not None and call.base_call_id is None:
+            call.base_call_id, new = self.run.extended(call.messages)
+            if isinstance(reply := (call.response or {}).get("message"), dict):
+                self.run.remember(call_id, call.messages, reply)
+            call.messages = new
+        self._add(call)
         return call_id
 
     def provider_access(
@@ -190,8 +240,7 @@ class RunStep:
         else:
             self.recorder.refuse("a reward was not recorded: it must be a finite number")
 
-    def _add(self, values: Mapping[str, Any]) -> None:
-        call = self.recorder.part(LlmCall, values)
+    def _add(self, call: LlmCall | None) -> None:
         if call is None:
             return
         if self._left:  # a stream that was read to its end after the step
@@ -199,11 +248,11 @@ class RunStep:
         else:
             self._calls.append(call)
 
-    async def __aenter__(self) -> Self:
+    def __enter__(self) -> Self:
         self._token = current_step.set(self)
         return self
 
-    async def __aexit__(
+    def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._token is not None:
@@ -212,6 +261,12 @@ class RunStep:
         if error is not None and self._action is None:
             self.action("exception", success=False, error=words(error))
         self.leave()
+
+    async def __aenter__(self) -> Self:
+        return self.__enter__()
+
+    async def __aexit__(self, *left: Any) -> None:
+        self.__exit__(*left)
 
     def leave(self) -> None:
         """Record the step, once; ``async with`` does it."""

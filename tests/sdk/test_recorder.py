@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
+import random
+import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 from ratchet_sdk import Recorder
+from ratchet_sdk import publisher as publishing
 from ratchet_sdk.events import (
     MAX_EVENT_BYTES,
     LlmCallMade,
@@ -20,9 +25,13 @@ from ratchet_sdk.events import (
     TrajectoryStarted,
     message_id,
 )
+from ratchet_sdk.publisher import Publisher
+from ratchet_sdk.run import RunStep
+from ratchet_sdk.spool import Spool
 
 from services.cli.embedded import NatsServer
 from shared.bus import Bus
+from shared.trajectories import assemble
 from tests.sdk.stored import stored
 
 
@@ -223,6 +232,25 @@ async def test_another_agents_message_ids_suppress_nothing(recorder: Recorder, b
     assert "Nats-Msg-Id" not in ours.headers
 
 
+async def test_what_waits_together_is_stored_as_one_batch_or_each_alone(recorder: Recorder, bus: Bus) -> None:
+    run = recorder.trajectory()
+    events = [
+        Step(policy="traders", trajectory_id="t", started_at=run.started_at, occurred_at=run.started_at, step=n)
+        for n in range(20)
+    ]
+    assert all(recorder.record(event) for event in events[:10])
+    assert await recorder.flush() == 0
+    await bus.publish("steps.enemy", b"{}", message_id("agent-1", events[15].event_id))  # the broker refuses the batch
+    assert all(recorder.record(event) for event in events[10:])
+    assert await recorder.flush() == 0
+    messages = [message for message in await stored(bus) if message.subject == "steps.agent-1"]
+    assert [message.event for message in messages] == [*events[:15], *events[16:], events[15]]
+    assert len({message.headers.get("Nats-Batch-Id") for message in messages[:10]}) == 1
+    assert all("Nats-Batch-Id" in message.headers for message in messages[:10])
+    assert not any("Nats-Batch-Id" in message.headers for message in messages[10:])
+    assert recorder.counts.published == 20
+
+
 async def test_a_broker_that_goes_and_comes_loses_and_repeats_nothing(nats_server: NatsServer, bus: Bus) -> None:
     async with Recorder(nats_server.url, "agent-1") as recorder, recorder.trajectory() as run:
         for n in range(300):
@@ -257,7 +285,7 @@ async def test_without_a_broker_nothing_blocks_and_what_is_unsent_is_said() -> N
 
 
 async def test_events_wait_for_a_stream_that_is_not_there_yet(nats_server: NatsServer) -> None:
-    from shared.bus import provision
+    from shared.streams import provision
 
     opened = Bus(nats_server.url, name="late")
     await opened.connect()
@@ -278,7 +306,7 @@ async def test_a_payload_over_the_servers_own_limit_is_refused_and_the_rest_goes
         async with recorder.trajectory():
             pass
         assert await recorder.flush() == 0
-        client = recorder._publisher._client
+        client = recorder.publisher._client
         assert client is not None
         client._max_payload = 2000
         async with recorder.trajectory(goal="x" * 2000):
@@ -321,3 +349,194 @@ def test_the_package_brings_nothing_that_an_agent_does_not_need() -> None:
     )
     assert {"nats", "pydantic"} <= loaded
     assert not loaded & {"openai", "httpx", "shared", "services", "faststream", "asyncpg", "numpy", "torch"}
+
+
+# long runs ------------------------------------------------------------------------------------------
+async def test_a_long_run_costs_its_length_once_and_is_whole_again(recorder: Recorder, bus: Bus) -> None:
+    messages: list[Any] = [{"role": "system", "content": "s" * 500}]
+    prompts = []
+    async with recorder.trajectory(trajectory_id="t") as run:
+        for turn in range(60):
+            async with run.step() as step:
+                messages.append({"role": "user", "content": f"turn {turn} " + "u" * 500})
+                prompts.append(list(messages))
+                step.llm_call(messages=messages, response={"message": {"role": "assistant", "content": f"r{turn}"}})
+                messages.append({"role": "assistant", "content": f"r{turn}", "refusal": None})
+    assert await recorder.flush() == 0
+    bodies = [message.data for message in await stored(bus)]
+    assert sum(map(len, bodies)) < 60 * 1200
+    calls = assemble("agent-1", "t", bodies).calls
+    assert [call.messages for call in calls] == [[_without_nones(m) for m in prompt] for prompt in prompts]
+
+
+def _without_nones(message: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in message.items() if value is not None}
+
+
+async def test_nothing_is_built_upon_what_was_lost_or_differs(recorder: Recorder, bus: Bus) -> None:
+    def ask(step: RunStep, *contents: str) -> None:
+        roles = ("user", "assistant")
+        messages = [{"role": roles[place % 2], "content": content} for place, content in enumerate(contents)]
+        step.llm_call(messages=messages, response="ok")
+
+    async with recorder.trajectory() as run:
+        async with run.step() as step:
+            ask(step, "one")
+            ask(step, "one", "not what was said", "two")
+            ask(step, "one", "ok", "two")
+        async with run.step(environment={"large": "x" * MAX_EVENT_BYTES}) as step:
+            ask(step, "one", "ok", "two", "ok", "three")
+        async with run.step() as step:
+            ask(step, "one", "ok", "two", "ok", "three", "ok", "four")
+    assert recorder.counts.refused == 1
+    assert await recorder.flush() == 0
+    steps = [message.event for message in await stored(bus) if isinstance(message.event, Step)]
+    found = [(len(call.messages), call.base_call_id is None) for step in steps for call in step.llm_calls]
+    assert found == [(1, True), (3, True), (1, False), (7, True)]
+
+
+# the spool ------------------------------------------------------------------------------------------
+CRASHING = """
+import asyncio, os, signal, sys
+from ratchet_sdk import Recorder
+
+async def main():
+    recorder = Recorder(sys.argv[1], "agent-1")
+    async with recorder.trajectory(trajectory_id="t") as run:
+        for n in range(500):
+            async with run.step(environment={"n": n, "secret": "sk-" + "a" * 30}):
+                pass
+        while recorder.counts.spooled < 501:
+            await asyncio.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+asyncio.run(main())
+"""
+
+
+def spooled_files() -> list[Path]:
+    return list(Path(os.environ["RATCHET_SPOOL_DIR"]).rglob("*.events"))
+
+
+async def test_what_a_killed_agent_had_spooled_goes_with_the_next_one(nats_server: NatsServer, bus: Bus) -> None:
+    nats_server.stop()
+    agent = await asyncio.create_subprocess_exec(sys.executable, "-c", CRASHING, nats_server.url)
+    assert await asyncio.wait_for(agent.wait(), 60) == -signal.SIGKILL
+    assert spooled_files()
+    assert all(b"sk-aaa" not in file.read_bytes() for file in spooled_files())
+    async with Recorder(nats_server.url, "agent-1") as recorder:
+        assert await recorder.flush(0.2) == recorder.counts.spooled == 501
+        nats_server.start()
+        async with recorder.trajectory(trajectory_id="newer"):
+            pass
+        assert await recorder.flush(20) == 0
+        assert recorder.counts.published == 503
+    while not bus.nc.is_connected:
+        await asyncio.sleep(0.02)
+    messages = [message.event for message in await stored(bus)]
+    assert [event.step for event in messages if isinstance(event, Step)] == list(range(500))
+    assert [event.trajectory_id for event in messages] == ["t"] * 501 + ["newer"] * 2
+    assert not spooled_files()
+
+
+async def test_an_agent_that_ends_while_the_broker_is_away_leaves_all_in_the_spool(
+    nats_server: NatsServer, bus: Bus
+) -> None:
+    nats_server.stop()
+    recorder = Recorder(nats_server.url, "agent-1")
+    async with recorder.trajectory() as run, run.step(environment={"text": "x" * 100_000}):
+        pass
+    assert await recorder.close(0.1) == 3
+    assert recorder.counts.spooled == 3
+    nats_server.start()
+    async with Recorder(nats_server.url, "agent-1") as again:
+        assert await again.flush(20) == 0
+    while not bus.nc.is_connected:
+        await asyncio.sleep(0.02)
+    _, step, _ = await stored(bus)
+    assert isinstance(step.event, Step)
+    assert step.headers["Content-Encoding"] == "gzip"
+    assert step.event.environment == {"text": "x" * 100_000}
+
+
+async def test_a_large_event_waits_for_a_broker_that_was_never_there(
+    nats_server: NatsServer, bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publishing, "CONNECT_PATIENCE_S", 0.05)
+    noise = random.Random(7).randbytes(1_500_000).hex()  # zipped, over the megabyte that a client assumes of a server
+    nats_server.stop()
+    recorder = Recorder(nats_server.url, "agent-1")
+    async with recorder.trajectory(goal=noise):
+        pass
+    while recorder.counts.spooled < 2:
+        assert recorder.counts.refused == 0
+        await asyncio.sleep(0.01)
+    assert await recorder.close(0) == 2
+    monkeypatch.undo()
+    nats_server.start()
+    async with Recorder(nats_server.url, "agent-1") as again:
+        assert await again.flush(20) == again.counts.refused == 0
+    while not bus.nc.is_connected:
+        await asyncio.sleep(0.02)
+    opening, _ = await stored(bus)
+    assert isinstance(opening.event, TrajectoryStarted)
+    assert opening.event.goal == noise
+
+
+async def test_a_full_spool_keeps_the_oldest_and_counts_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for patience in ("CONNECT_PATIENCE_S", "MAX_PAUSE_S"):
+        monkeypatch.setattr(publishing, patience, 0.05)
+    spool = Spool(tmp_path / "small", max_bytes=2_000)
+    publisher = Publisher("nats://127.0.0.1:1", "steps.a", name="a", queue_max=10, spool=spool)
+    sent = 0
+    while publisher.counts.dropped == 0:
+        publisher.offer(f"a:{sent}", b"x" * 150)
+        sent += 1
+        await asyncio.sleep(0.05)
+    await publisher.close(0)
+    counts = publisher.counts
+    assert counts.spooled == 12  # of 166 bytes each
+    assert counts.unsent == counts.accepted == 22
+    spool.open()
+    assert [event.message_id for event in spool.read(99, 10**9)] == [f"a:{n}" for n in range(12)]
+
+
+async def test_without_a_place_for_it_there_is_no_spool_and_no_harm(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    recorder = Recorder("nats://127.0.0.1:1", "agent-1", spool_dir=tmp_path / "file")
+    async with recorder.trajectory():
+        pass
+    assert await recorder.close(0.3) == 2
+    assert recorder.counts.spooled == 0
+
+
+# redaction ------------------------------------------------------------------------------------------
+async def test_secrets_do_not_reach_the_wire(recorder: Recorder, bus: Bus) -> None:
+    key = "sk-" + "a1" * 20
+    async with recorder.trajectory(goal=f"use {key}") as run, run.step(environment={"big": "x" * 40_000 + " " + key}):
+        pass
+    assert await recorder.flush() == 0
+    opening, step, _ = [message.event for message in await stored(bus)]
+    assert isinstance(opening, TrajectoryStarted)
+    assert opening.goal == "use [key]"
+    assert isinstance(step, Step)
+    assert step.environment["big"] == "x" * 40_000 + " [key]"
+
+
+async def test_what_a_redactor_fails_on_stays_here(nats_server: NatsServer, bus: Bus) -> None:
+    def mine(text: str) -> str:
+        if "boom" in text:
+            raise RuntimeError("no")
+        return text.replace("Jane", "J.")
+
+    async with Recorder(nats_server.url, "agent-1", redact=mine) as recorder, recorder.trajectory() as run:
+        for name in ("Jane", "boom", "Joe"):
+            async with run.step(environment={"name": name}):
+                pass
+        run.end()
+        assert await recorder.flush() == 0
+    assert recorder.counts.refused == 1
+    steps = [m.event for m in await stored(bus) if isinstance(m.event, Step)]
+    assert [step.environment["name"] for step in steps] == ["J.", "Joe"]

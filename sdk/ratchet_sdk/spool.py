@@ -1,0 +1,187 @@
+"""Events on disk while the broker is away: appended, checksummed, bounded, read back in order.
+
+A directory of segments, for one process at a time. A record is two big-endian 32-bit numbers, the length and the CRC-32
+of what follows; then one byte of flags, the message id, a zero byte, and the event as it would be sent. ``position``
+says up to where everything is acknowledged; it may lie behind, since an event that is sent twice is stored once. What
+is not whole is left out, with all behind it in its segment: a crash cuts off the end, and that was promised to nobody.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import struct
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+HEAD = struct.Struct(">II")
+SEGMENT_BYTES = 8 * 1024 * 1024
+SUFFIX = ".events"
+TRIED, PACKED = 1, 2  # flags: it was sent before and may be stored; it is gzipped
+
+
+@dataclass(frozen=True)
+class Spooled:
+    """An event that waits on disk. ``place``: (segment, offset) where the next one begins."""
+
+    message_id: str
+    data: bytes
+    flags: int
+    place: tuple[int, int]
+
+
+class SpoolBusyError(Exception):
+    """Another process writes to this spool."""
+
+
+class Spool:
+    """Not for several threads at once. Every method may raise OSError."""
+
+    def __init__(self, directory: Path, *, max_bytes: int = 256 * 1024 * 1024) -> None:
+        self.directory = directory
+        self.max_bytes = max_bytes
+        self.pending = 0  # events that are not acknowledged
+        self.damaged = 0  # bytes that were left out because their checksum does not fit
+        self._lock: BinaryIO | None = None
+        self._bytes: dict[int, int] = {}  # of each segment
+        self._begin = (0, 0)
+        self._tail: BinaryIO | None = None
+
+    def open(self) -> None:
+        """Take the directory and look what it holds. Raises SpoolBusyError."""
+        self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        lock = (self.directory / "lock").open("wb")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.close()
+            raise SpoolBusyError(f"{self.directory} is in use by another process") from None
+        self._lock = lock
+        found = sorted(int(path.stem) for path in self.directory.glob(f"*{SUFFIX}") if path.stem.isdecimal())
+        self._begin = self._read_position(found)
+        for segment in found:
+            if segment < self._begin[0]:
+                self._path(segment).unlink()
+            else:
+                self._bytes[segment] = self._path(segment).stat().st_size
+        for segment in list(self._bytes):
+            end = self._begin[1] if segment == self._begin[0] else 0
+            for record in self._records(segment, end):
+                self.pending += 1
+                end = record.place[1]
+            if end < self._bytes[segment]:
+                self.damaged += self._bytes[segment] - end
+                os.truncate(self._path(segment), end)
+                self._bytes[segment] = end
+
+    def close(self) -> None:
+        for file in (self._tail, self._lock):
+            if file is not None:
+                file.close()
+        self._tail = self._lock = None
+
+    def append(self, events: Sequence[tuple[str, bytes, int]]) -> int:
+        """Keep (message id, data, flags) in order, on disk when this returns. Gives how many there was room for.
+
+        Where the disk refuses, nothing of it is kept.
+        """
+        room = self.max_bytes - sum(self._bytes.values())
+        before = dict(self._bytes)
+        kept = 0
+        try:
+            for message_id, data, flags in events:
+                payload = bytes([flags]) + message_id.encode() + b"\0" + data
+                room -= HEAD.size + len(payload)
+                if room < 0:
+                    break
+                self._write(HEAD.pack(len(payload), zlib.crc32(payload)) + payload)
+                kept += 1
+            if self._tail is not None:
+                self._tail.flush()
+                os.fsync(self._tail.fileno())
+        except OSError:
+            self._undo(before)
+            raise
+        self.pending += kept
+        return kept
+
+    def _undo(self, before: dict[int, int]) -> None:
+        if self._tail is not None:
+            with contextlib.suppress(OSError):  # what it still holds cannot be written either
+                self._tail.close()
+            self._tail = None
+        for segment in self._bytes.keys() - before.keys():
+            self._path(segment).unlink(missing_ok=True)
+        for segment, size_bytes in before.items():
+            os.truncate(self._path(segment), size_bytes)
+        self._bytes = before
+
+    def read(self, events: int, size_bytes: int) -> list[Spooled]:
+        """The oldest that are not done with, up to so many events or bytes, one at the least where there is one."""
+        found: list[Spooled] = []
+        read_bytes = 0
+        for segment in sorted(self._bytes):
+            if segment < self._begin[0]:
+                continue
+            for record in self._records(segment, self._begin[1] if segment == self._begin[0] else 0):
+                read_bytes += len(record.data)
+                if len(found) == events or (found and read_bytes > size_bytes):
+                    return found
+                found.append(record)
+        return found
+
+    def done(self, last: Spooled, events: int) -> None:
+        """The ``events`` oldest, up to ``last``, are acknowledged or refused for good."""
+        self._begin = last.place
+        self.pending -= events
+        if not self.pending and self._tail is not None:
+            self._tail.close()
+            self._tail = None
+        for segment in sorted(self._bytes):
+            if segment < last.place[0] or not self.pending:
+                self._path(segment).unlink()
+                del self._bytes[segment]
+        temporary = self.directory / "position.new"
+        temporary.write_text(f"{self._begin[0]} {self._begin[1]}\n")
+        temporary.replace(self.directory / "position")
+
+    def _write(self, record: bytes) -> None:
+        last = max(self._bytes, default=self._begin[0])
+        if self._tail is None or self._bytes[last] + len(record) > SEGMENT_BYTES:
+            if self._tail is not None:
+                os.fsync(self._tail.fileno())
+                self._tail.close()
+            last += 1  # never into an old segment: what follows a torn record could not be found again
+            self._tail = self._path(last).open("xb", buffering=1024 * 1024)
+            self._bytes[last] = 0
+        self._tail.write(record)
+        self._bytes[last] += len(record)
+
+    def _records(self, segment: int, offset: int) -> Iterator[Spooled]:
+        """From ``offset`` to the end, or to the first record that is not whole."""
+        if self._tail is not None:
+            self._tail.flush()
+        with self._path(segment).open("rb") as file:
+            file.seek(offset)
+            while len(head := file.read(HEAD.size)) == HEAD.size:
+                length, checksum = HEAD.unpack(head)
+                payload = file.read(min(length, self.max_bytes))
+                if len(payload) != length or zlib.crc32(payload) != checksum:
+                    return
+                offset += HEAD.size + length
+                message_id, _, data = payload[1:].partition(b"\0")
+                yield Spooled(message_id.decode(), data, payload[0], (segment, offset))
+
+    def _read_position(self, found: list[int]) -> tuple[int, int]:
+        try:
+            segment, offset = (self.directory / "position").read_text().split()
+            return int(segment), int(offset)
+        except (OSError, ValueError):  # never written, or cut off by a crash: everything that is there is sent again
+            return (found[0] if found else 0, 0)
+
+    def _path(self, segment: int) -> Path:
+        return self.directory / f"{segment:012}{SUFFIX}"
