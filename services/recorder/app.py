@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 from services.recorder.handlers import subscribe
 from services.recorder.service import Recording
 from services.recorder.settings import RecorderSettings
@@ -18,6 +20,8 @@ NAME = "recorder"
 
 async def main() -> None:
     settings = load(RecorderSettings)
+    gc.freeze()  # events are trees, freed as they are let go of: looking for circles took a fifth of the time
+    gc.set_threshold(100_000, 20, 100)
     configure_logging(NAME, settings.log_level)
     url = settings.database_url.get_secret_value()
     async with database.pool(url, pool_size=settings.database_pool, application=NAME) as pool:

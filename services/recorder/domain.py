@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from ratchet_sdk.events import LlmCall, LlmCallMade, Step, StepEvent, TrajectoryEnded, TrajectoryStarted, uuid7_time
@@ -41,10 +41,10 @@ class Received:
     def run(self) -> RunKey:
         return (self.agent_id, self.event.trajectory_id)
 
-    @property
-    def day(self) -> date:
-        """The partition's day, from the event id: the same id never has two days, whatever its other times say."""
-        return uuid7_time(self.event.event_id).date()
+
+def day_of(event_id: UUID) -> date:
+    """The partition's day: the same id never has two days, whatever the event's other times say."""
+    return uuid7_time(event_id).date()
 
 
 def agent_of_subject(subject: str) -> str:
@@ -120,8 +120,7 @@ def runs_of(events: Iterable[Received], window_s: int) -> dict[RunKey, RunSeen]:
     return runs
 
 
-@dataclass(frozen=True, slots=True)
-class StepSeen:
+class StepSeen(NamedTuple):
     agent_id: str
     trajectory_id: str
     step: int
@@ -155,8 +154,7 @@ def steps_of(events: Iterable[Received]) -> list[StepSeen]:
     return found
 
 
-@dataclass(frozen=True, slots=True)
-class CallSeen:
+class CallSeen(NamedTuple):
     """``recorded``: its reply has come. ``purpose`` is None where nobody said more than the default."""
 
     agent_id: str
@@ -207,8 +205,7 @@ def merged(known: CallSeen, other: CallSeen) -> CallSeen:
     Not ``base_call_id``: it says what the content's own messages extend.
     """
     content, hint = (other, known) if other.recorded and not known.recorded else (known, other)
-    return replace(
-        content,
+    return content._replace(
         purpose=content.purpose or hint.purpose,
         model=content.model or hint.model,
         model_version=content.model_version or hint.model_version,

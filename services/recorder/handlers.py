@@ -19,5 +19,6 @@ def subscribe(bus: Bus, service: Recording, *, batch_size: int = 512, gather_s: 
     async def close_window(request: CloseWindow) -> dict[str, Any]:
         return await service.request_close(request.window_id)
 
-    bus.consume_batches(subjects.RECORDER_STEPS, service.take_in, batch_size=batch_size, gather_s=gather_s)
+    # Two lanes: one batch is read and written while Postgres commits the other.
+    bus.consume_batches(subjects.RECORDER_STEPS, service.take_in, batch_size=batch_size, gather_s=gather_s, lanes=2)
     bus.on_command("recorder", "close_window", CloseWindow, close_window)

@@ -9,8 +9,8 @@ from pydantic import ValidationError
 from ratchet_sdk.events import MAX_EVENT_BYTES, step_events
 
 from services.recorder.domain import Received, agent_of_subject, placement
-from shared.bus import Delivery, reason
-from shared.errors import GiveUpError
+from shared.delivery import Delivery
+from shared.errors import GiveUpError, reason
 
 
 def read(delivery: Delivery, window_s: int) -> Received:

@@ -14,12 +14,15 @@ from services.recorder import domain
 from services.recorder.domain import Close, OpenWindow, ReadBarrier, Received, Wait
 from services.recorder.intake import read
 from services.recorder.settings import RecorderSettings
-from shared.bus import Ack, Barrier, Dead, Delivery, Disposition
 from shared.database import Record
+from shared.delivery import Ack, Dead, Delivery, Disposition
 from shared.errors import GiveUpError
 from shared.events import LoopEvent, WindowClosed
+from shared.streams import Barrier
 from shared.telemetry import logger
 from shared.windows import Window, window_at, window_of_id
+
+INLINE_BYTES = 1024 * 1024  # a hundredth of a second's work, which a thread would take longer for
 
 STORED = Counter("ratchet_recorder_events_total", "Events stored (or known already)", ["kind"])
 DEAD = Counter("ratchet_recorder_dead_total", "Events that became dead letters", ["cause"])
@@ -86,7 +89,8 @@ class Recording:
     async def take_in(self, deliveries: Sequence[Delivery]) -> list[Disposition]:
         """Store a batch. A bad event is dead alone; a lost database raises, and all of them come again."""
         dead: dict[int, str] = {}
-        events = await asyncio.to_thread(self._read, deliveries, dead)
+        large = sum(len(delivery.data) for delivery in deliveries) > INLINE_BYTES
+        events = await asyncio.to_thread(self._read, deliveries, dead) if large else self._read(deliveries, dead)
         DEAD.labels("malformed").inc(len(dead))
         kept = await self._keep(events)
         if kept.closed:
@@ -100,7 +104,7 @@ class Recording:
         return [Dead(dead[d.sequence]) if d.sequence in dead else Ack() for d in deliveries]
 
     def _read(self, deliveries: Sequence[Delivery], dead: dict[int, str]) -> list[Received]:
-        """Parse, hash and compress, in a thread: a batch of large events would hold up the health endpoint."""
+        """Parse, hash and compress: large ones in a thread, for they would hold up the health endpoint."""
         events = []
         for delivery in deliveries:
             try:

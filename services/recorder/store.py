@@ -7,22 +7,33 @@ that meet wait for each other instead of deadlocking, and every one of them may 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import astuple
 from datetime import datetime, timedelta
+from operator import itemgetter
 from typing import Any
 
 import asyncpg
 
-from services.recorder.domain import OpenWindow, Received, RunKey, RunSeen, agents_of, calls_of, runs_of, steps_of
+from services.recorder.domain import (
+    OpenWindow,
+    Received,
+    RunKey,
+    RunSeen,
+    agents_of,
+    calls_of,
+    day_of,
+    runs_of,
+    steps_of,
+)
 from services.recorder.service import Kept
-from shared.bus import Barrier
 from shared.database import Connection, Pool, Record
 from shared.errors import GiveUpError
+from shared.streams import Barrier
 from shared.windows import Window
 
 # What says that a value is wrong, and not that the server is away or the schema is not ours.
 BAD_VALUE = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError, asyncpg.ProgramLimitExceededError)
 MAX_VERSIONS_SEEN = 100
+KNOWN_RUNS = 20_000
 
 
 def _columns(rows: Iterable[Sequence[Any]], width: int) -> list[list[Any]]:
@@ -31,30 +42,71 @@ def _columns(rows: Iterable[Sequence[Any]], width: int) -> list[list[Any]]:
     return turned or [[] for _ in range(width)]
 
 
+def _rows(status: str) -> int:
+    """How many rows a statement wrote, from its status: ``INSERT 0 512``."""
+    return int(status.rpartition(" ")[2])
+
+
 class EventStore:
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
+        self._known: dict[RunKey, int] = {}  # runs that have a row, with a sequence that it knows
 
     # events ---------------------------------------------------------------------------------------
     async def keep(self, events: Sequence[Received], window_s: int) -> Kept:
         """Store a batch in one transaction. Raises GiveUpError where a value of it cannot be stored."""
         try:
+            return await self._in_one_transaction(events, window_s)
+        except asyncpg.ForeignKeyViolationError:  # a run that we knew is gone: somebody deleted its row by hand
+            self._known.clear()
+            return await self._in_one_transaction(events, window_s)
+
+    async def _in_one_transaction(self, events: Sequence[Received], window_s: int) -> Kept:
+        try:
             async with self._pool.acquire() as connection, connection.transaction():
-                return await self._keep(connection, events, window_s)
+                kept, changed = await self._keep(connection, events, window_s)
+        except asyncpg.ForeignKeyViolationError:
+            if self._known:
+                raise
+            raise GiveUpError("Postgres refuses a value of it: its run has no row") from None
         except BAD_VALUE as error:
             raise GiveUpError(f"Postgres refuses a value of it: {type(error).__name__}") from error
         except asyncpg.InterfaceError as error:
             if isinstance(error, ValueError):  # asyncpg could not even encode it
                 raise GiveUpError("a value of it does not fit its column") from error
             raise
+        self._remember(changed)
+        return kept
 
-    async def _keep(self, connection: Connection, events: Sequence[Received], window_s: int) -> Kept:
+    def _moved(self, events: Sequence[Received], window_s: int) -> dict[RunKey, RunSeen]:
+        """The runs whose rows may have to be made or changed."""
+        return {key: run for key, run in runs_of(events, window_s).items() if self._says_something(run)}
+
+    def _says_something(self, run: RunSeen) -> bool:
+        """False for the middle of a run that is known, as most of a batch is."""
+        first_sequence = self._known.get((run.agent_id, run.trajectory_id))
+        known = first_sequence is not None and run.first_sequence >= first_sequence
+        return not known or run.started or run.ended_sequence is not None
+
+    def _remember(self, runs: dict[RunKey, RunSeen]) -> None:
+        """After the commit. Another replica may have lowered a first sequence since: that changes no answer."""
+        for key, run in runs.items():
+            self._known[key] = min(run.first_sequence, self._known.pop(key, run.first_sequence))
+        while len(self._known) > KNOWN_RUNS:
+            del self._known[next(iter(self._known))]
+
+    async def _keep(
+        self, connection: Connection, events: Sequence[Received], window_s: int
+    ) -> tuple[Kept, dict[RunKey, RunSeen]]:
+        """What became of the batch, and the runs whose rows it made or changed."""
         dead = await self._bodies(connection, events)
         events = [item for item in events if item.sequence not in dead]
-        runs = runs_of(events, window_s)
-        placed = await self._placed(connection, runs)
-        closed = await self._windows(connection, runs, placed)
-        new_late = await self._runs(connection, runs, placed)
+        closed: frozenset[str] = frozenset()
+        new_late = 0
+        if runs := self._moved(events, window_s):
+            placed = await self._placed(connection, runs)
+            closed = await self._windows(connection, runs, placed)
+            new_late = await self._runs(connection, runs, placed)
         conflicting = await self._steps(connection, events)
         if conflicting:
             dead |= dict.fromkeys(conflicting, "another event is stored for this step of the run")
@@ -62,32 +114,47 @@ class EventStore:
             events = [item for item in events if item.sequence not in conflicting]
         await self._calls(connection, events)
         await self._agents(connection, events)
-        return Kept(dead, closed, new_late)
+        return Kept(dead, closed, new_late), runs
 
     async def _bodies(self, connection: Connection, events: Sequence[Received]) -> dict[int, str]:
         """Keep each event as it was sent. Gives those whose id is taken by other content."""
-        ordered = sorted(events, key=lambda e: (e.day, e.agent_id, e.event.event_id, e.sequence))
-        keys = [[e.day for e in ordered], [e.agent_id for e in ordered], [e.event.event_id for e in ordered]]
-        rest = _columns(
-            ((e.event.trajectory_id, e.event.kind, e.sequence, e.sha256, e.size_bytes, e.packed) for e in ordered), 6
+        keyed = ((day_of(e.event.event_id), e.agent_id, e.event.event_id.int, e.sequence, e) for e in events)
+        ordered = [(day, e) for day, *_, e in sorted(keyed, key=itemgetter(0, 1, 2, 3))]
+        columns = _columns(
+            (
+                (
+                    day,
+                    e.agent_id,
+                    e.event.event_id,
+                    e.event.trajectory_id,
+                    e.event.kind,
+                    e.sequence,
+                    e.sha256,
+                    e.size_bytes,
+                    e.packed,
+                )
+                for day, e in ordered
+            ),
+            9,
         )
-        await connection.execute(
+        stored = await connection.execute(
             """insert into bodies (day, agent_id, event_id, trajectory_id, kind, sequence, sha256, size_bytes, body)
                select * from unnest($1::date[], $2::text[], $3::uuid[], $4::text[], $5::text[], $6::bigint[],
                                     $7::bytea[], $8::int[], $9::bytea[])
                on conflict do nothing""",
-            *keys,
-            *rest,
+            *columns,
         )
+        if _rows(stored) == len(events):
+            return {}
         taken = await connection.fetch(
             """select n.sequence
                  from unnest($1::date[], $2::text[], $3::uuid[], $4::bigint[], $5::bytea[])
                         as n (day, agent_id, event_id, sequence, sha256)
                  join bodies b using (day, agent_id, event_id)
                 where b.sha256 <> n.sha256""",
-            *keys,
-            rest[2],
-            rest[3],
+            *columns[:3],
+            columns[5],
+            columns[6],
         )
         return {row["sequence"]: "its event_id is already stored with other content" for row in taken}
 
@@ -96,7 +163,7 @@ class EventStore:
         await connection.execute(
             """delete from bodies b using unnest($1::date[], $2::text[], $3::uuid[]) as d (day, agent_id, event_id)
                 where b.day = d.day and b.agent_id = d.agent_id and b.event_id = d.event_id""",
-            [e.day for e in events],
+            [day_of(e.event.event_id) for e in events],
             [e.agent_id for e in events],
             [e.event.event_id for e in events],
         )
@@ -198,8 +265,8 @@ class EventStore:
         steps = steps_of(events)
         if not steps:
             return frozenset()
-        columns = _columns(map(astuple, steps), 9)
-        await connection.execute(
+        columns = _columns(steps, 9)
+        stored = await connection.execute(
             """insert into steps
                       (agent_id, trajectory_id, step, event_id, occurred_at, action_type, success, answered, reward)
                select agent_id, trajectory_id, step, event_id, occurred_at, action_type, success, answered, reward
@@ -211,6 +278,8 @@ class EventStore:
                on conflict do nothing""",
             *columns,
         )
+        if _rows(stored) == len(steps):
+            return frozenset()
         rows = await connection.fetch(
             """select n.agent_id, n.event_id
                  from unnest($1::text[], $2::text[], $3::int[], $4::uuid[])
@@ -255,7 +324,7 @@ class EventStore:
                               case when keep then c.occurred_at else excluded.occurred_at end
                          from (select c.recorded or not excluded.recorded as keep) k)
                 where c.event_id <> excluded.event_id""",
-            *_columns((astuple(calls[key]) for key in sorted(calls)), 15),
+            *_columns((calls[key] for key in sorted(calls)), 15),
         )
 
     async def _agents(self, connection: Connection, events: Sequence[Received]) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from shared import subjects
-from shared.bus import Barrier, Bus, ack_floor, stream_end
+from shared.bus import Bus
+from shared.streams import Barrier, ack_floor, stream_end
 
 
 class StepStream:

@@ -10,7 +10,7 @@ from typing import Any
 from ratchet_sdk.events import LlmCall, LlmCallMade, Step, StepEvent, TrajectoryEnded, TrajectoryStarted
 
 from services.recorder.domain import Received
-from shared.bus import Delivery
+from shared.delivery import Delivery
 
 START = datetime(2026, 11, 20, 10, 0, 1, tzinfo=UTC)
 WINDOW_S = 60

@@ -19,6 +19,7 @@ from services.recorder.domain import (
     agent_of_subject,
     agents_of,
     calls_of,
+    day_of,
     missing_windows,
     next_move,
     runs_of,
@@ -53,7 +54,7 @@ def test_the_agent_is_the_last_token_of_the_subject() -> None:
 
 def test_a_day_is_of_the_id_and_of_nothing_else() -> None:
     event = step().model_copy(update={"event_id": UUID("00000000-0000-7000-8000-000000000000")})
-    assert received(event, 1).day == date(1970, 1, 1)
+    assert day_of(event.event_id) == date(1970, 1, 1)
 
 
 HISTORY = [

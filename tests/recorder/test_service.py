@@ -24,10 +24,12 @@ from services.recorder.settings import RecorderSettings
 from services.recorder.store import EventStore
 from services.recorder.stream import StepStream
 from shared import database
-from shared.bus import Ack, Barrier, Bus, Dead
+from shared.bus import Bus
 from shared.database import Pool
+from shared.delivery import Ack, Dead
 from shared.errors import GiveUpError, RetryLaterError
 from shared.events import LoopEvent, WindowClosed
+from shared.streams import Barrier
 from shared.trajectories import load
 from shared.windows import window_at
 from tests.recorder.events import WINDOW_S, call_made, delivery, encoded, ended, reply, started, step
