@@ -29,7 +29,9 @@ cat > "$file" <<END
 # Passwords of this machine, for docker compose; never commit this file. Settings stand in $settings.
 COMPOSE_PROJECT_NAME=$project
 RATCHET_SETTINGS_FILE=$settings
-RATCHET_NATS_PASSWORD=$(secret)
+$(for user in OPERATOR RECORDER OUTCOME_TRACKER SCORER TRAINER DEPLOYER GATEWAY INFERENCE ADMIN WORLD; do
+  echo "RATCHET_NATS_PASSWORD_$user=$(secret)"
+done)
 RATCHET_POSTGRES_PASSWORD=$(secret)
 RATCHET_GATEWAY_SECRET=$(secret)
 RATCHET_ADMIN_TOKEN=$(secret)

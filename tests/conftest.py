@@ -7,22 +7,46 @@ import tempfile
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psycopg
 import pytest
 
 from services.cli.embedded import NatsServer, PostgresServer
 from shared import database
-from shared.bus import Bus, provision
+from shared.bus import Bus
+from shared.streams import provision
+
+if TYPE_CHECKING:
+    from tests.containers import NatsContainer
 
 TEMPLATE = "ratchet_template"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--containers",
+        action="store_true",
+        help="Postgres and NATS from the images of docker-compose.yml instead of the wheels; needs Docker",
+    )
+
+
+@pytest.fixture(autouse=True)
+def no_spool_of_anyone_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RATCHET_SPOOL_DIR", str(tmp_path / "spool"))
+
+
 @pytest.fixture(scope="session")
-def postgres() -> Iterator[str]:
+def postgres(pytestconfig: pytest.Config) -> Iterator[str]:
     """URL prefix of a Postgres server, without a database name; RATCHET_TEST_DATABASE_URL names another one."""
     if given := os.environ.get("RATCHET_TEST_DATABASE_URL"):
         yield given.rsplit("/", 1)[0]
+        return
+    if pytestconfig.getoption("containers"):
+        from tests.containers import postgres_url
+
+        with postgres_url() as url:
+            yield url.rsplit("/", 1)[0]
         return
     # Not below pytest's own directory, which each new session closes to other users: as root, Postgres runs as one.
     with tempfile.TemporaryDirectory(prefix="ratchet-postgres-") as home:
@@ -58,8 +82,13 @@ async def pool(database_url: str) -> AsyncIterator[database.Pool]:
 
 
 @pytest.fixture
-def nats_server(tmp_path: Path) -> Iterator[NatsServer]:
-    server = NatsServer(tmp_path / "nats")
+def nats_server(tmp_path: Path, pytestconfig: pytest.Config) -> Iterator[NatsServer | NatsContainer]:
+    if pytestconfig.getoption("containers"):
+        from tests.containers import NatsContainer
+
+        server: NatsServer | NatsContainer = NatsContainer(tmp_path / "nats")
+    else:
+        server = NatsServer(tmp_path / "nats")
     server.start()
     yield server
     server.stop()

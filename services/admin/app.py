@@ -1,10 +1,11 @@
-"""Composition root: a reading pool, the bus to ask on, one ASGI application."""
+"""Composition root: a pool that only reads, one connection for agents' credentials, the bus, one ASGI application."""
 
 from __future__ import annotations
 
+from services.admin.commands import subscribe
 from services.admin.handlers import application
 from services.admin.settings import AdminSettings
-from services.admin.store import Store
+from services.admin.store import Credentials, Store
 from shared import database
 from shared.bus import Bus
 from shared.errors import ConfigurationError
@@ -32,10 +33,12 @@ async def main() -> None:
     configure_logging(NAME, settings.log_level)
     token = token_of(settings)
     url = settings.database_url.get_secret_value()
-    async with database.pool(
-        url, pool_size=settings.database_pool, application=f"ratchet-{NAME}", read_only=True
-    ) as pool:
+    async with (
+        database.pool(url, pool_size=settings.database_pool, application=f"ratchet-{NAME}", read_only=True) as pool,
+        database.pool(url, pool_size=1, application=f"ratchet-{NAME}-credentials") as writing,
+    ):
         bus = Bus(settings.nats_url, name=NAME)
+        subscribe(bus, Credentials(writing))
         await serve(NAME, settings, bus, pool=pool, http=application(Store(pool), bus, token))
 
 

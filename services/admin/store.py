@@ -1,4 +1,4 @@
-"""All SQL of the admin service, and of the commands that show the same things. It only reads."""
+"""All SQL of the admin service, and of the commands that show the same things. ``Store`` only reads."""
 
 from __future__ import annotations
 
@@ -252,3 +252,35 @@ class Store:
             agent_id,
             trajectory_id,
         )
+
+
+class Credentials:
+    """Which agents may publish, and with which key. Each change leaves its line in ``audit``."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+
+    async def add_agent(self, agent_id: str, public_key: str) -> None:
+        """An agent has one key: a new one takes the place of the old, and a removed agent is back."""
+        await self._pool.execute(
+            """with added as (
+                   insert into agents (agent_id, public_key) values ($1, $2)
+                   on conflict (agent_id) do update set public_key = excluded.public_key, revoked_at = null
+                   returning agent_id, public_key)
+               insert into audit (who, command, request)
+               select 'operator', 'agents add', to_jsonb(added) from added""",
+            agent_id,
+            public_key,
+        )
+
+    async def remove_agent(self, agent_id: str) -> bool:
+        """Whether it was there."""
+        done = await self._pool.execute(
+            """with removed as (
+                   update agents set revoked_at = now() where agent_id = $1 and revoked_at is null
+                   returning agent_id, public_key)
+               insert into audit (who, command, request)
+               select 'operator', 'agents remove', to_jsonb(removed) from removed""",
+            agent_id,
+        )
+        return done.endswith(" 1")

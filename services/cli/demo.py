@@ -13,8 +13,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from services.cli.agent_keys import kept_key
+from services.cli.broker import WORLD
 from services.cli.demo_progress import Watcher
 from services.cli.demo_screen import Screen
+from services.cli.embedded import NatsServer
 from services.cli.local import MARKET_TIER, Installation, installation
 from services.cli.supervisor import Stopped
 from shared.errors import ConfigurationError, RetryLaterError
@@ -55,7 +58,9 @@ class Options:
             "DEADLINE_WINDOWS": max(20, self.windows // 3),
             "GROUP_MAX": max(8, min(self.agents, 16)),
             "MIN_GROUPS": 68,  # four windows of sixteen tickers and a question
-            "TRAIN_STEPS": 32,
+            "TRAIN_STEPS": 24,
+            "MINIBATCH": 256,  # with 64 and twice the rate, the order of the runs decided what was learned
+            "LEARNING_RATE": 5e-4,
             "CLIP_EPSILON": 0.8,
             "TORCH_THREADS": 1,
             "TARGET_CONNECTIONS": 32,  # a burst of more is no faster on two cores, and each idle one is polled
@@ -192,16 +197,25 @@ class Story:
         """Start the market's process; returns when its first window begins, in seconds since 1970."""
         window_s = self.options.window_s
         begin = (math.floor((time.time() + 2.0) / window_s) + 1) * window_s
-        options = {
+        options: dict[str, object] = {
             "--windows": self.options.windows,
             "--agents": self.options.agents,
             "--seed": self.options.seed,
             "--begin": begin,
             "--policy": POLICY,
         }
+        if running.broker is not None:
+            options["--credentials"] = self._admit_traders(running.directory / "agents", running.broker)
         command = ["examples.market", *(str(part) for pair in options.items() for part in pair)]
-        running.supervisor.start(running.program("market", *command, ends=True), MARKET_TIER)
+        program = running.program("market", *command, extra=running.as_user(WORLD), ends=True)
+        running.supervisor.start(program, MARKET_TIER)
         return float(begin)
+
+    def _admit_traders(self, seeds: Path, broker: NatsServer) -> Path:
+        """Credentials for each trader, as `ratchet agents add` makes them; returns their directory."""
+        names = [f"trader-{number:02d}" for number in range(self.options.agents)]
+        broker.admit({name: kept_key(seeds / f"{name}.nk") for name in names})
+        return seeds
 
     def _report(self, running: Installation, watcher: Watcher) -> int:
         from services.cli import report

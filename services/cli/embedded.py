@@ -7,6 +7,7 @@ Each has a password of its own, kept in its directory, and dies with the process
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
 import secrets
 import shutil
@@ -16,14 +17,17 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from services.cli import broker
 from shared.errors import ConfigurationError, RetryLaterError
 
 PR_SET_PDEATHSIG = 1
 START_TIMEOUT_S = 60.0
+RELOADED, NOT_RELOADED = b"Reloaded server configuration", b"Failed to reload"  # nats-server's words
 
 
 def free_port() -> int:
@@ -65,6 +69,15 @@ def kept_secret(path: Path) -> str:
     return path.read_text().strip()
 
 
+def replace_private(path: Path, text: str) -> None:
+    """Write a file that its owner alone may read, in one step: a reader sees the old text or the new."""
+    temporary = path.with_name(path.name + ".new")
+    temporary.unlink(missing_ok=True)
+    with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(text)
+    temporary.replace(path)
+
+
 def kept_port(path: Path) -> int:
     """The port in ``path`` while it is free, else a new one, written there."""
     if path.exists() and port_is_free(int(path.read_text())):
@@ -77,34 +90,114 @@ def kept_port(path: Path) -> int:
 
 @dataclass
 class NatsServer:
-    """``nats-server`` with JetStream in ``home``."""
+    """``nats-server`` with JetStream in ``home``, with the users of ``services.cli.broker``."""
 
     home: Path
     port: int = 0
+    tls: broker.Tls | None = None
     process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
 
     @property
     def url(self) -> str:
-        return f"nats://ratchet:{kept_secret(self.home / 'password')}@127.0.0.1:{self.port}"
+        """The operator's, who may do all."""
+        return self.url_of(broker.OPERATOR)
+
+    def url_of(self, user: str) -> str:
+        return self.address.replace("://", f"://{user}:{self._password(user)}@")
+
+    @property
+    def address(self) -> str:
+        """Without a user: for agents, who have a key."""
+        return f"{'tls' if self.tls else 'nats'}://127.0.0.1:{self.port}"
 
     def start(self) -> None:
         self.home.mkdir(parents=True, exist_ok=True)
         self.port = self.port or kept_port(self.home / "port")
-        config = self.home / "nats.conf"
-        config.write_text(
-            f"listen: 127.0.0.1:{self.port}\n"
-            f"server_name: ratchet\n"
-            f"max_payload: 8MB\n"
-            f'authorization {{ user: ratchet, password: "{kept_secret(self.home / "password")}" }}\n'
-            f"jetstream {{ store_dir: {quoted(self.home / 'jetstream')}, sync_interval: always }}\n"
-        )
-        config.chmod(0o600)
-        self.process = _spawn(["nats-server", "-c", str(config)], self.home / "log")
+        self._configure()
+        self.process = _spawn(["nats-server", "-c", str(self._config)], self.home / "log")
+        (self.home / "pid").write_text(str(self.process.pid))
         _await_port(self.process, self.port, self.home / "log", "nats-server")
 
     def stop(self) -> None:
         _end(self.process, signal.SIGTERM)
         self.process = None
+
+    @classmethod
+    def running_in(cls, home: Path) -> NatsServer:
+        """The server that another process started in ``home``. Raises ConfigurationError where none ever was."""
+        try:
+            return cls(home, int((home / "port").read_text()))
+        except (OSError, ValueError) as error:
+            raise ConfigurationError(f"no broker was ever started in {home}; run `ratchet up`") from error
+
+    def agents(self) -> dict[str, str]:
+        """The agents that are let in, with their public keys."""
+        return {path.stem: path.read_text().strip() for path in (self.home / "agents").glob("*.public")}
+
+    def admit(self, agents: Mapping[str, str]) -> None:
+        """Let agents in, at once where the server runs; name -> public key. Connections that are open stay so."""
+        with self._changing() as keys:
+            for name, key in agents.items():
+                replace_private(keys / f"{name}.public", key)
+
+    def dismiss(self, name: str) -> None:
+        """Let an agent in no more; where it is connected, it is not any longer."""
+        with self._changing() as keys:
+            (keys / f"{name}.public").unlink(missing_ok=True)
+
+    @contextmanager
+    def _changing(self) -> Iterator[Path]:
+        """The directory of the agents' public keys; what is changed there takes effect at the end."""
+        keys = self.home / "agents"
+        keys.mkdir(parents=True, exist_ok=True)
+        with (keys / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # whoever comes second writes a configuration that has both
+            yield keys
+            self._configure()
+            self._reload()
+
+    def _reload(self) -> None:
+        """SIGHUP, and wait for what the server says of it. Raises RetryLaterError where it refuses or says nothing.
+
+        Its process is asked for what it is: an old id may be somebody else's by now. A server that does not run
+        reads the configuration when it starts.
+        """
+        try:
+            pid = int((self.home / "pid").read_text())
+            if sys.platform == "linux" and not self._is_ours(pid):
+                return
+            log = self.home / "log"
+            before = log.stat().st_size
+            os.kill(pid, signal.SIGHUP)
+        except (OSError, ValueError):
+            return
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while RELOADED not in (said := log.read_bytes()[before:]):
+            if NOT_RELOADED in said or time.monotonic() > deadline:
+                tail = said.decode(errors="replace").strip()[-500:]
+                raise RetryLaterError(f"nats-server did not take its configuration: {tail or 'it said nothing'}")
+            time.sleep(0.01)
+
+    def _is_ours(self, pid: int) -> bool:
+        return str(self._config).encode() in Path(f"/proc/{pid}/cmdline").read_bytes()
+
+    @property
+    def _config(self) -> Path:
+        return self.home / "nats.conf"
+
+    def _password(self, user: str) -> str:
+        return kept_secret(self.home / "passwords" / user)
+
+    def _configure(self) -> None:
+        """Write the configuration: passwords stand in it, so its owner alone reads it."""
+        text = broker.configuration(
+            listen=f"127.0.0.1:{self.port}",
+            store=broker.quoted(self.home / "jetstream"),
+            password=lambda user: f'"{self._password(user)}"',
+            agents=self.agents(),
+            tls=self.tls,
+        )
+        replace_private(self._config, text)
 
 
 @dataclass
@@ -223,10 +316,6 @@ class PostgresServer:
                 if time.monotonic() > deadline or (self.process and self.process.poll() is not None):
                     raise RetryLaterError(f"Postgres did not start: {error}; see {self.home / 'log'}") from error
                 time.sleep(0.05)
-
-
-def quoted(path: Path) -> str:
-    return '"' + str(path.absolute()).replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 def _remove(path: Path) -> None:

@@ -110,7 +110,7 @@ def migrate(as_json: AsJson = False) -> None:
 async def _provision(settings: Settings) -> tuple[list[str], list[str]]:
     from services.cli import session
     from shared import subjects
-    from shared.bus import provision
+    from shared.streams import provision
 
     async with session.bus(settings) as bus:
         await provision(bus)

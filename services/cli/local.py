@@ -31,12 +31,20 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Installation:
-    """What runs below ``directory``; ``environment`` is what each of its processes is started with."""
+    """What runs below ``directory``; ``environment`` is what each of its processes is started with.
+
+    ``broker`` is the embedded one, if it is that: then each process gets a user of its own.
+    """
 
     directory: Path
     supervisor: Supervisor
     environment: dict[str, str]
     ports: dict[str, int]
+    broker: NatsServer | None = None
+
+    def as_user(self, user: str) -> dict[str, str]:
+        """How a process is to reach the broker."""
+        return {"RATCHET_NATS_URL": self.broker.url_of(user)} if self.broker else {}
 
     def url(self, service: str) -> str:
         return f"http://127.0.0.1:{self.ports[service]}"
@@ -78,7 +86,8 @@ def installation(
             **settings,
             "PYTHONPATH": _python_path(),
         }
-        running = Installation(directory, supervisor, environment, ports)
+        broker = None if "RATCHET_NATS_URL" in environment else NatsServer(directory / "nats")
+        running = Installation(directory, supervisor, environment, ports, broker)
         try:
             if first is not None:
                 first(running)
@@ -100,20 +109,23 @@ def _python_path() -> str:
 
 def start_servers(running: Installation) -> None:
     """The embedded broker and database, each unless the environment names a real one."""
-    for name, variable, server in (
-        ("nats", "RATCHET_NATS_URL", NatsServer(running.directory / "nats")),
-        ("postgres", "RATCHET_DATABASE_URL", PostgresServer(running.directory / "postgres")),
-    ):
-        if variable not in running.environment:
-            running.supervisor.start(Server(name, server), SERVERS_TIER)
-            running.environment[variable] = server.url
-            running.supervisor.check()
+    if running.broker is not None:
+        running.supervisor.start(Server("nats", running.broker), SERVERS_TIER)
+        running.environment["RATCHET_NATS_URL"] = running.broker.url
+        running.environment["RATCHET_NATS_DIR"] = str(running.broker.home)
+        running.supervisor.check()
+    if "RATCHET_DATABASE_URL" not in running.environment:
+        postgres = PostgresServer(running.directory / "postgres")
+        running.supervisor.start(Server("postgres", postgres), SERVERS_TIER)
+        running.environment["RATCHET_DATABASE_URL"] = postgres.url
+        running.supervisor.check()
 
 
 def prepare(running: Installation) -> None:
     """Schema, streams, consumers and buckets: idempotent, before anything uses them."""
     from shared import database
-    from shared.bus import Bus, provision
+    from shared.bus import Bus
+    from shared.streams import provision
 
     database.migrate(running.environment["RATCHET_DATABASE_URL"])
 
@@ -131,7 +143,7 @@ def prepare(running: Installation) -> None:
 
 def start_services(running: Installation) -> None:
     for name in SERVICES:
-        extra = {"RATCHET_HTTP_PORT": str(running.ports[name])}
+        extra = {"RATCHET_HTTP_PORT": str(running.ports[name]), **running.as_user(name)}
         program = running.program(name, f"services.{name}", extra=extra)
         running.supervisor.start(program, SERVICES_TIER)
 

@@ -9,11 +9,12 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from services.cli.embedded import kept_port, kept_secret
+from services.cli.embedded import kept_port, kept_secret, replace_private
 from shared.errors import ConfigurationError
 
 EXPORTED = (
     "RATCHET_NATS_URL",
+    "RATCHET_NATS_DIR",
     "RATCHET_DATABASE_URL",
     "RATCHET_GATEWAY_URL",
     "RATCHET_INFERENCE_URL",
@@ -72,9 +73,4 @@ def kept_settings(directory: Path, ports: Mapping[str, int]) -> dict[str, str]:
 def write_env(path: Path, environment: Mapping[str, str]) -> None:
     """How commands and agents on this machine find what runs here. It holds secrets: its owner alone reads it."""
     lines = [f"{name}={shlex.quote(environment[name])}" for name in EXPORTED if name in environment]
-    temporary = path.with_suffix(".new")
-    temporary.unlink(missing_ok=True)
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        file.write("\n".join(lines) + "\n")
-    temporary.replace(path)
+    replace_private(path, "\n".join(lines) + "\n")

@@ -13,7 +13,7 @@ from typing import Any
 
 import typer
 
-from services.cli import change, doctor, launch, observe, transfer
+from services.cli import admitting, change, dead, doctor, launch, observe, transfer
 from shared.errors import RatchetError, RetryLaterError
 
 WRONG_INPUT, BUG, TRY_LATER, INTERRUPTED = 2, 70, 75, 130
@@ -30,7 +30,10 @@ app = typer.Typer(
 base = typer.Typer(
     help="Make or bring the model that a policy starts from.", no_args_is_help=True, rich_markup_mode=None
 )
-agents = typer.Typer(help="The agents that were seen; their gateway keys.", rich_markup_mode=None)
+agents = typer.Typer(help="The agents that were seen; their credentials and gateway keys.", rich_markup_mode=None)
+letters = typer.Typer(
+    help="What could never be handled, with its reason; show it, send it again.", rich_markup_mode=None
+)
 
 app.command()(launch.up)
 app.command()(launch.demo)
@@ -43,6 +46,8 @@ app.command()(observe.models)
 app.add_typer(agents, name="agents")
 agents.callback(invoke_without_command=True)(observe.agents)
 agents.command("key")(observe.agents_key)
+agents.command("add")(admitting.agents_add)
+agents.command("remove")(admitting.agents_remove)
 app.command("import")(transfer.import_)
 app.command()(transfer.export)
 app.command()(transfer.simulate)
@@ -53,6 +58,10 @@ app.command()(change.train)
 app.command()(change.deploy)
 app.command()(change.rollback)
 app.command()(doctor.doctor)
+app.add_typer(letters, name="dead")
+letters.callback(invoke_without_command=True)(dead.dead)
+letters.command()(dead.show)
+letters.command()(dead.replay)
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from services.cli.admitting import checked
 from services.cli.output import AsJson, console, print_json, printable, table
 from shared.errors import ConfigurationError, GiveUpError, RatchetError
 
@@ -249,15 +250,11 @@ async def _agents(limit: int) -> list[dict[str, Any]]:
 
 def agents_key(name: Annotated[str, typer.Argument(help="The agent's id.")], as_json: AsJson = False) -> None:
     """Print the key that an agent shows to the gateway as its OpenAI api_key."""
-    import re
-
     from services.cli import session
     from shared.credentials import agent_key
 
-    if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", name):
-        raise ConfigurationError(f"{name[:80]!r} is no agent id; use 1 to 64 letters, digits, _ and -")
     secret = session.settings().gateway_secret
     if secret is None:
         raise ConfigurationError("RATCHET_GATEWAY_SECRET is not set; give it the value that the gateway runs with")
-    key = agent_key(secret.get_secret_value(), name)
+    key = agent_key(secret.get_secret_value(), checked(name))
     print_json({"agent_id": name, "key": key}) if as_json else typer.echo(key)

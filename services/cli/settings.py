@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 from pydantic import Field, SecretStr
 
 from shared.settings import Settings
 
 
 class CliSettings(Settings):
+    nats_dir: Path | None = Field(None, description="home of the embedded broker; `ratchet up` sets it")
     gateway_url: str | None = Field(None, description="where agents' model calls go; `ratchet up` sets it")
     admin_url: str | None = Field(None, description="the operators' page; `ratchet up` sets it")
     inference_url: str | None = Field(None, description="where the inference service answers; `ratchet up` sets it")

@@ -11,8 +11,9 @@ import pytest
 
 from services.cli import main, observe
 from services.cli.embedded import NatsServer
-from shared.bus import Bus, stream_end
+from shared.bus import Bus
 from shared.errors import GiveUpError, RetryLaterError
+from shared.streams import stream_end
 from tests.cli.conftest import Ratchet
 
 HEAVY = {

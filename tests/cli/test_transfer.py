@@ -17,8 +17,10 @@ from openai.types.chat.chat_completion import Choice
 from ratchet_sdk.events import Step, TrajectoryEnded, TrajectoryStarted, outcomes, step_events
 
 from services.cli import importing
-from shared.bus import Bus, Delivery, stream_end
+from shared.bus import Bus
 from shared.database import Pool
+from shared.delivery import Delivery
+from shared.streams import stream_end
 from shared.trajectories import assemble
 from tests.admin import world
 from tests.cli.conftest import Ratchet

@@ -8,8 +8,9 @@ from pydantic import BaseModel
 from ratchet_sdk.events import TrajectoryEnded, step_events
 
 from shared import subjects
-from shared.bus import Ack, Bus, Delivery, Disposition
+from shared.bus import Bus
 from shared.database import Pool
+from shared.delivery import Ack, Delivery, Disposition
 from shared.windows import window_at
 
 

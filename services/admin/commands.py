@@ -1,0 +1,34 @@
+"""Inbound: commands by request and reply, from whoever holds the operator's user."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, Field
+from ratchet_sdk.events import AgentId
+
+from services.admin.store import Credentials
+from shared.bus import Bus
+
+
+class AddAgent(BaseModel):
+    agent_id: AgentId
+    public_key: str = Field(
+        pattern=r"^U[A-Z2-7]{55}$", description="of the agent's nkey; its seed stays with the agent"
+    )
+
+
+class RemoveAgent(BaseModel):
+    agent_id: AgentId
+
+
+def subscribe(bus: Bus, credentials: Credentials) -> None:
+    async def add(request: AddAgent) -> dict[str, Any]:
+        await credentials.add_agent(request.agent_id, request.public_key)
+        return {"agent_id": request.agent_id}
+
+    async def remove(request: RemoveAgent) -> dict[str, Any]:
+        return {"agent_id": request.agent_id, "was_there": await credentials.remove_agent(request.agent_id)}
+
+    bus.on_command("admin", "add_agent", AddAgent, add)
+    bus.on_command("admin", "remove_agent", RemoveAgent, remove)
