@@ -1,0 +1,244 @@
+/**
+ * Records what an agent does: trajectories, their steps, and what came of them.
+ *
+ * Fields have the names of the wire contract (docs/events.md), from which their types are generated. What is given is copied
+ * at once, and nothing throws into the agent: what cannot be recorded is counted and said in the log.
+ */
+
+import { randomBytes } from "node:crypto";
+
+import type * as wire from "./events.js";
+import { connectionOptions, Publisher, words, type Counts } from "./publisher.js";
+
+type Json = Record<string, unknown>;
+type Head = "schema" | "event_id" | "policy" | "trajectory_id" | "started_at" | "occurred_at";
+type Body<E> = E extends unknown ? Omit<E, Head> : never;
+export type Status = wire.TrajectoryEnded["status"];
+
+export interface RecorderOptions {
+  policy?: string;
+  /** A file with a NATS user's credentials or nkey seed, instead of a user and password in the URL. */
+  credentials?: string;
+  queueMax?: number;
+  log?: (message: string) => void;
+}
+
+/** `model` is the policy's name where the gateway routes the run, else what the agent acts with. */
+export type Opening = Partial<
+  Pick<wire.TrajectoryStarted, "trajectory_id" | "started_at" | "scenario_id" | "goal" | "model" | "metadata">
+>;
+
+/** `response` is the reply's text, an OpenAI choice, or a whole chat completion. Without an id the call gets one. */
+export type Call = Omit<wire.LlmCall, "call_id" | "messages" | "response"> & {
+  call_id?: string;
+  messages: readonly object[];
+  response?: string | object;
+};
+
+/** State at the end (balance, profit, ...) as the agent sees it, its metrics, and why it failed. */
+export type Ending = Pick<wire.TrajectoryEnded, "final" | "metrics"> & { error?: string };
+
+/** Throws for an agent id that no subject can hold, an address that is none, and credentials that cannot be read. */
+export class Recorder {
+  readonly policy: string;
+  readonly #publisher: Publisher;
+
+  constructor(
+    natsUrl: string,
+    readonly agentId: string,
+    options: RecorderOptions = {},
+  ) {
+    if (!/^[A-Za-z0-9_-]{1,64}$/.test(agentId)) {
+      throw new RangeError(`agentId must be 1 to 64 of A-Z a-z 0-9 _ -, got ${JSON.stringify(agentId)}`);
+    }
+    this.policy = options.policy ?? "default";
+    this.#publisher = new Publisher(
+      `steps.${agentId}`,
+      { ...connectionOptions(natsUrl, options.credentials), name: agentId, inboxPrefix: `_INBOX_${agentId}` },
+      options.queueMax ?? 10_000,
+      options.log ?? console.warn,
+    );
+  }
+
+  /** A run, which begins now. */
+  trajectory(opening: Opening = {}): Trajectory {
+    return new Trajectory(this, opening);
+  }
+
+  /** What became of the events up to now. */
+  get counts(): Readonly<Counts> {
+    return this.#publisher.counts;
+  }
+
+  /** Wait for the acks of what was recorded, at most `timeoutMs`. Gives how many events are unsent. */
+  flush(timeoutMs = 10_000): Promise<number> {
+    return this.#publisher.flush(timeoutMs);
+  }
+
+  /** Flush and disconnect, without which the process does not end. Gives how many events were not acknowledged. */
+  close(timeoutMs = 10_000): Promise<number> {
+    return this.#publisher.close(timeoutMs);
+  }
+
+  /** Queue an event as it is. False where it was refused or dropped. */
+  record(event: wire.StepEvent): boolean {
+    try {
+      return this.#publisher.offer(`${this.agentId}:${event.event_id}`, encoded(event));
+    } catch (error) {
+      return this.refuse(`an event cannot be written as JSON: ${words(error)}`);
+    }
+  }
+
+  /** Count something that cannot be recorded, and say why in the log. Gives false. */
+  refuse(why: string): false {
+    return this.#publisher.refuse(why);
+  }
+
+  /** A copy as JSON can carry it. Where there is none it is counted as refused, and nothing is given. */
+  copied<T>(value: T, what: string): T | undefined {
+    try {
+      return JSON.parse(encoded(value)) as T;
+    } catch (error) {
+      this.refuse(`${what} was not recorded: ${words(error)}`);
+      return undefined;
+    }
+  }
+}
+
+export class Trajectory {
+  readonly id: string;
+  readonly startedAt: string;
+  #steps = 0;
+  #ended = false;
+
+  constructor(
+    readonly recorder: Recorder,
+    opening: Opening,
+  ) {
+    const { trajectory_id, started_at, ...rest } = recorder.copied(opening, "a trajectory's opening") ?? {};
+    this.id = trajectory_id ?? uuid7();
+    this.startedAt = started_at ?? new Date().toISOString();
+    this.emit({ kind: "trajectory.started", ...rest });
+  }
+
+  /** The next step; it is recorded when it ends. */
+  step(environment: Json = {}): Step {
+    return new Step(this, this.#steps++, this.recorder.copied(environment, "an environment") ?? {});
+  }
+
+  /** Record the end, once. */
+  end(status: Status = "completed", ending: Ending = {}): void {
+    if (this.#ended) return;
+    this.#ended = true;
+    const copy = this.recorder.copied(ending, "a trajectory's ending");
+    this.emit({ kind: "trajectory.ended", status, step_count: this.#steps, ...copy });
+  }
+
+  /** Record one event of this run. */
+  emit(body: Body<wire.StepEvent>): void {
+    this.recorder.record({
+      schema: 1,
+      event_id: uuid7(),
+      policy: this.recorder.policy,
+      trajectory_id: this.id,
+      started_at: this.startedAt,
+      occurred_at: new Date().toISOString(),
+      ...body,
+    });
+  }
+}
+
+export class Step {
+  readonly #accesses: wire.ProviderAccess[] = [];
+  readonly #calls: wire.LlmCall[] = [];
+  #action: wire.Action | undefined;
+  #reward: number | undefined;
+  #ended = false;
+
+  constructor(
+    readonly trajectory: Trajectory,
+    readonly number: number,
+    private readonly environment: Json,
+  ) {}
+
+  /** What the agent looked up before it acted. */
+  providerAccess(provider: string, access: Omit<wire.ProviderAccess, "provider"> = {}): void {
+    const copy = this.trajectory.recorder.copied({ ...access, provider }, "a provider access");
+    if (copy) this.#accesses.push(copy);
+  }
+
+  /** A model call that no gateway saw. Gives its id, which a later call may name as `base_call_id`. */
+  llmCall(call: Call): string {
+    const call_id = call?.call_id ?? uuid7();
+    const copy = this.trajectory.recorder.copied({ ...call, ...replyFields(call?.response), call_id }, "a model call");
+    if (copy) this.#add(copy as wire.LlmCall);
+    return call_id;
+  }
+
+  /** A call that the gateway recorded, by its id: the reply's own, or the header X-Ratchet-Call-Id. */
+  refer(call_id: string, more: Pick<wire.LlmCall, "purpose" | "action_type"> = {}): void {
+    const copy = this.trajectory.recorder.copied({ ...more, call_id }, "a reference to a model call");
+    if (copy) this.#add(copy);
+  }
+
+  /** What the agent did and what came of it; a second one in a step replaces the first. */
+  action(type: string, more: Omit<wire.Action, "type"> = {}): void {
+    this.#action = this.trajectory.recorder.copied({ ...more, type }, "an action") ?? this.#action;
+  }
+
+  /** The agent's own opinion of the step: kept, and never what is trained on. */
+  reward(value: number): void {
+    if (Number.isFinite(value)) this.#reward = value;
+    else this.trajectory.recorder.refuse("a reward was not recorded: it must be a finite number");
+  }
+
+  /** Record the step, once. */
+  end(): void {
+    if (this.#ended) return;
+    this.#ended = true;
+    this.trajectory.emit({
+      kind: "step",
+      step: this.number,
+      environment: this.environment,
+      provider_accesses: this.#accesses,
+      llm_calls: this.#calls,
+      action: this.#action,
+      reward: this.#reward,
+    });
+  }
+
+  #add(call: wire.LlmCall): void {
+    if (this.#ended) this.trajectory.emit({ kind: "llm_call", step: this.number, call });
+    else this.#calls.push(call);
+  }
+}
+
+/** A time-ordered id (RFC 9562, version 7): 48 bits of milliseconds, then 74 random bits. */
+export function uuid7(): string {
+  const bytes = randomBytes(16);
+  bytes.writeUIntBE(Date.now(), 0, 6);
+  bytes[6] = (bytes[6]! & 0x0f) | 0x70;
+  bytes[8] = (bytes[8]! & 0x3f) | 0x80;
+  return bytes.toString("hex").replace(/^(.{8})(.{4})(.{4})(.{4})/, "$1-$2-$3-$4-");
+}
+
+/** Half a surrogate pair, as cut streams leave it: JSON writes it as an escape, and the recorder refuses it. */
+const HALF_A_PAIR = /(?<!\\)((?:\\\\)*)\\ud[89a-f][0-9a-f]{2}/g;
+
+function encoded(value: unknown): string {
+  const json = JSON.stringify(value, (_, inner) => (typeof inner === "bigint" ? String(inner) : inner));
+  if (json === undefined) throw new TypeError("JSON has no word for it");
+  return json.replace(HALF_A_PAIR, "$1?");
+}
+
+/** What a reply says about its call: the choice, and of a whole completion also model, usage and token ids. */
+function replyFields(response: Call["response"]): Partial<wire.LlmCall> {
+  if (response === undefined) return {};
+  if (typeof response === "string") {
+    return { response: { finish_reason: "stop", message: { role: "assistant", content: response } } };
+  }
+  const { choices, model, usage, prompt_token_ids } = response as Json;
+  if (!Array.isArray(choices)) return { response: response as Json };
+  const said = { response: choices[0], model_version: model, usage, prompt_token_ids };
+  return Object.fromEntries(Object.entries(said).filter(([, value]) => value != null));
+}

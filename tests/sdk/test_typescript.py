@@ -1,0 +1,279 @@
+"""The agent in TypeScript: built with its own tools, and what it records is what the Python clients record."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from ratchet_sdk.events import Step, TrajectoryEnded, message_id
+
+from services.cli.embedded import NatsServer
+from services.recorder.handlers import subscribe
+from services.recorder.service import Recording
+from services.recorder.settings import RecorderSettings
+from services.recorder.store import EventStore
+from services.recorder.stream import StepStream
+from shared.bus import Bus
+from shared.database import Pool
+from shared.streams import provision
+from tests.sdk.stored import stored
+from tests.sdk.test_faces import VOLATILE, with_ids, with_the_recorder, without
+
+ROOT = Path(__file__).parents[2]
+EXAMPLE = ROOT / "examples" / "typescript"
+CACHE = ROOT / ".ratchet" / "typescript"
+EVENT_ID = "019aa0c4-1f00-7000-8000-0123456789ab"
+OF_EACH_CLIENT = {"agent_id", "window_id", "started_at", "ended_at", "first_sequence", "ended_sequence"}
+OF_EACH_EVENT = {"agent_id", "event_id", "call_id", "occurred_at", "first_stored_at"}
+
+
+def run(command: Sequence[str | Path], cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command, cwd=cwd, env=os.environ | environment, capture_output=True, text=True, timeout=100, check=False
+    )
+
+
+def node_modules() -> Path:
+    """The packages of the lock file, installed once for each content of it; skips where they cannot be had."""
+    version = run(["node", "--version"], ROOT).stdout
+    asked = version.encode() + (EXAMPLE / "package.json").read_bytes() + (EXAMPLE / "package-lock.json").read_bytes()
+    kept = CACHE / hashlib.sha256(asked).hexdigest()[:16]
+    if not kept.exists():
+        CACHE.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=CACHE) as name:
+            fresh = Path(name) / "packages"
+            fresh.mkdir()
+            for file in ("package.json", "package-lock.json", ".npmrc"):
+                shutil.copy(EXAMPLE / file, fresh)
+            done = run(["npm", "ci", "--ignore-scripts"], fresh)
+            if done.returncode != 0:
+                assert not os.environ.get("CI"), done.stderr
+                faults = [line for line in done.stderr.splitlines() if line.lower().startswith("npm err")]
+                pytest.skip(f"npm ci cannot install the packages: {' '.join(faults)[:200]}")
+            try:
+                fresh.rename(kept)
+            except OSError:  # another suite was first
+                assert kept.exists()
+    return kept / "node_modules"
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the example beside the schema, with its packages and `dist/`."""
+    if shutil.which("node") is None or shutil.which("npm") is None:
+        assert not os.environ.get("CI"), "CI installs nodejs and npm, so that this test runs there"
+        pytest.skip("node and npm are not installed (Debian: apt-get install nodejs npm)")
+    root = tmp_path_factory.mktemp("typescript")
+    copy = root / "examples" / "typescript"
+    shutil.copytree(EXAMPLE, copy, ignore=shutil.ignore_patterns("node_modules", "dist"))
+    shutil.copytree(ROOT / "docs" / "schema", root / "docs" / "schema")
+    (copy / "node_modules").symlink_to(node_modules())
+    done = run(["npm", "run", "build"], copy)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return copy
+
+
+@asynccontextmanager
+async def connected(server: NatsServer) -> AsyncIterator[Bus]:
+    bus = Bus(server.url, name="test")
+    await bus.connect()
+    try:
+        yield bus
+    finally:
+        await bus.close()
+
+
+class Agent:
+    """A script in a process of its own: it says lines, and goes on when it is told to."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        self.process, self._told, self._said = process, process.stdin, process.stdout
+
+    async def hear(self, what: str) -> None:
+        """Read on to the line that has ``what`` in it."""
+        lines = []
+        while what not in (lines or [""])[-1]:
+            lines.append((await self._said.readline()).decode())
+            assert lines[-1], f"the agent is gone, and never said {what!r}: {''.join(lines)}"
+
+    def tell(self) -> None:
+        self._told.write(b"go on\n")
+
+
+@asynccontextmanager
+async def agent(built: Path, url: str, script: str) -> AsyncIterator[Agent]:
+    """Runs ``script``, which has a ``recorder`` of `agent-1` and may await ``told()``, to its good end."""
+    opening = """
+        import { Recorder } from "./dist/recorder.js";
+        const recorder = new Recorder(process.env.URL, "agent-1", { log: console.log });
+        const told = () => new Promise((go) => process.stdin.once("data", go));
+    """
+    process = await asyncio.create_subprocess_exec(
+        *("node", "--input-type=module", "-e", opening + script + "process.stdin.destroy();"),
+        cwd=built,
+        env=os.environ | {"URL": url},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    try:
+        async with asyncio.timeout(60):
+            yield Agent(process)
+            assert await process.wait() == 0
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+def test_the_types_are_those_of_the_schema(built: Path) -> None:
+    (built / "src" / "events.ts").write_text("")
+    done = run(["npm", "run", "generate"], built)
+    assert done.returncode == 0, done.stderr
+    generated = (built / "src" / "events.ts").read_text()
+    assert generated == (EXAMPLE / "src" / "events.ts").read_text(), "run `npm run generate` in examples/typescript"
+
+
+def test_its_own_tests_pass(built: Path) -> None:
+    done = run(["npm", "test"], built)
+    assert done.returncode == 0, done.stdout
+
+
+def test_the_lock_file_names_no_registry() -> None:
+    assert '"resolved"' not in (EXAMPLE / "package-lock.json").read_text()
+
+
+async def rows(pool: Pool, agent_id: str) -> dict[str, list[dict[str, object]]]:
+    return {
+        table: [
+            {name: value for name, value in row.items() if name not in OF_EACH_CLIENT | OF_EACH_EVENT}
+            for row in await pool.fetch(f"select * from {table} where agent_id = $1", agent_id)
+        ]
+        for table in ("trajectories", "steps", "llm_calls")
+    }
+
+
+async def test_each_kind_of_client_records_the_same_rows(
+    built: Path, nats_server: NatsServer, bus: Bus, pool: Pool
+) -> None:
+    await with_the_recorder(nats_server.url, "the-recorder")
+    await asyncio.to_thread(with_ids, nats_server.url, "with-ids")
+    agent = ["node", "dist/agent.js", "typescript", "t"]
+    done = await asyncio.to_thread(run, agent, built, RATCHET_NATS_URL=nats_server.url)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+    service = Recording(EventStore(pool), StepStream(bus), bus, RecorderSettings())
+    subscribe(bus, service, gather_s=0.05)
+    await bus.broker.start()
+    async with asyncio.timeout(30):
+        while await pool.fetchval("select count(*) from bodies") < 9:
+            await asyncio.sleep(0.02)
+
+    expected = await rows(pool, "the-recorder")
+    assert {table: len(found) for table, found in expected.items()} == {"trajectories": 1, "steps": 1, "llm_calls": 1}
+    assert expected["trajectories"][0]["status"] == "completed"
+    assert expected["llm_calls"][0]["prompt_tokens"] == 3
+    assert await rows(pool, "with-ids") == expected
+    assert await rows(pool, "typescript") == expected
+
+    messages = await stored(bus)
+    events = [without(message.event.model_dump(mode="json"), VOLATILE) for message in messages]
+    assert events[:3] == events[3:6] == events[6:]
+    assert [message.headers["Nats-Msg-Id"] for message in messages[6:]] == [
+        message_id("typescript", message.event.event_id) for message in messages[6:]
+    ]
+
+
+async def test_what_javascript_has_and_json_has_not(built: Path, nats_server: NatsServer, bus: Bus) -> None:
+    """Large events travel zipped; half a surrogate pair and a bigint do not make an event unreadable."""
+    script = r"""
+        const trajectory = recorder.trajectory();
+        const step = trajectory.step({ text: "x".repeat(40_000) });
+        step.llmCall({ messages: [], response: { model: "m-1", usage: { total_tokens: 2 }, choices: [{ index: 0 }] } });
+        step.refer("chatcmpl-1", { purpose: "evaluation" });
+        step.action("buy", { parameters: { half: "\ud83d \\ud83d \ud83d\ude00", wei: 10n ** 20n } });
+        step.end();
+        trajectory.end("failed", { error: "no" });
+        process.exitCode = await recorder.close();
+    """
+    async with agent(built, nats_server.url, script):
+        pass
+    messages = await stored(bus)
+    assert [message.headers.get("Content-Encoding") for message in messages] == [None, "gzip", None]
+    _, step, end = [message.event for message in messages]
+    assert isinstance(step, Step)
+    assert step.environment == {"text": "x" * 40_000}
+    assert step.action is not None
+    assert step.action.parameters == {"half": "? \\ud83d \U0001f600", "wei": str(10**20)}
+    said, referred = step.llm_calls
+    assert (said.model_version, said.usage, said.response) == ("m-1", {"total_tokens": 2}, {"index": 0})
+    assert (referred.call_id, referred.purpose, referred.response) == ("chatcmpl-1", "evaluation", None)
+    assert isinstance(end, TrajectoryEnded)
+    assert (end.status, end.step_count, end.model_extra) == ("failed", 1, {"error": "no"})
+
+
+async def test_a_broker_that_goes_away_gets_each_event_once_and_in_order(built: Path, nats_server: NatsServer) -> None:
+    """The agent begins while no broker is there, has events in flight when it dies, and goes on while it is gone."""
+    script = """
+        const trajectory = recorder.trajectory();
+        for (let n = 0; n < 300; n++) trajectory.step({ n }).end();
+        console.log("unsent:", await recorder.flush(60_000));
+        await told();
+        for (let n = 300; n < 310; n++) trajectory.step({ n }).end();
+        console.log("unsent:", await recorder.flush(200));
+        await told();
+        trajectory.end();
+        process.exitCode = await recorder.close(60_000);
+    """
+    nats_server.stop()
+    async with agent(built, nats_server.url, script) as other:
+        await other.hear("did not take an event yet")
+        nats_server.start()
+        async with connected(nats_server) as bus:
+            await provision(bus)
+            await other.hear("unsent: 0")
+        if process := getattr(nats_server, "process", None):  # none where it is a container
+            process.send_signal(signal.SIGSTOP)
+            other.tell()
+            await other.hear("unsent: 10")
+            process.kill()
+            process.wait()
+        else:
+            nats_server.stop()
+            other.tell()
+        await other.hear("did not take an event yet")
+        other.tell()
+        nats_server.start()
+    async with connected(nats_server) as bus:
+        events = [message.event for message in await stored(bus)]
+    assert [event.step for event in events if isinstance(event, Step)] == list(range(310))
+    assert [event.kind for event in events[::311]] == ["trajectory.started", "trajectory.ended"]
+
+
+async def test_an_event_whose_message_id_somebody_else_took_is_stored_all_the_same(
+    built: Path, nats_server: NatsServer, bus: Bus
+) -> None:
+    script = (
+        f"const event_id = {EVENT_ID!r};"
+        + """
+        const run = { schema: 1, trajectory_id: "t", started_at: "2026-11-20T10:00:00Z" };
+        recorder.record({ ...run, kind: "trajectory.started", event_id, occurred_at: run.started_at });
+        process.exitCode = await recorder.close();
+    """
+    )
+    await bus.js.publish("steps.other", b"{}", headers={"Nats-Msg-Id": f"agent-1:{EVENT_ID}"})
+    async with agent(built, nats_server.url, script):
+        pass
+    info = await bus.js.stream_info("STEPS")
+    ours = await bus.js.get_msg("STEPS", info.state.last_seq)
+    assert (ours.subject, ours.headers) == ("steps.agent-1", None)
