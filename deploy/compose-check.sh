@@ -5,7 +5,8 @@
 #   sudo deploy/compose-check.sh [--keep-images DIRECTORY]
 #
 # Debian 12, root. dockerd is started only where none answers, and then ended again. Grafana has no stand-in image:
-# it is left out, and its panels' queries are asked directly. Ends with 0 only if everything held.
+# it is left out, and its panels' queries are asked directly. After `make setup`, store and bus tests run on the
+# same images too. Ends with 0 only if everything held.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -13,7 +14,7 @@ keep=
 if [ "${1:-}" = --keep-images ]; then
   keep=$(realpath -m "${2:?a directory}")
 elif [ $# -gt 0 ]; then
-  sed -n '2,8s/^# \?//p' "$0" >&2
+  sed -n '2,9s/^# \?//p' "$0" >&2
   exit 2
 fi
 [ "$(id -u)" -eq 0 ] || { echo "root is needed to install packages and to start dockerd" >&2; exit 2; }
@@ -148,6 +149,12 @@ done
 closed=$(sql --command "select count(*) from models join deployments using (policy, version)
   where method <> 'base' and state in ('promoted', 'superseded')")
 [ "$closed" -gt 0 ] || { say "no trained version was promoted"; exit 1; }
+
+if [ -x .venv/bin/python ]; then
+  say "store and bus tests on these images, by testcontainers"
+  TESTCONTAINERS_RYUK_DISABLED=true .venv/bin/python -m pytest -q --containers tests/recorder/test_store.py tests/shared/test_bus.py \
+    | tail -3
+fi
 
 say "healthy containers: $(docker ps --filter health=healthy --quiet | wc -l); not: $(docker ps --filter health=unhealthy --quiet | wc -l)"
 [ "$(docker ps --filter health=unhealthy --quiet | wc -l)" -eq 0 ]

@@ -14,6 +14,7 @@ import sys
 import time
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
+from pathlib import Path
 
 from pydantic import Field, SecretStr
 
@@ -44,7 +45,15 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--agents", type=int, default=8)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--policy", default="default")
+    parser.add_argument("--credentials", type=Path, help="a directory with NAME.nk for each agent; they are the agents")
     return parser.parse_args()
+
+
+def who(asked: argparse.Namespace) -> dict[str, Path | None]:
+    """The agents' names, each with its credentials where it has some of its own."""
+    if asked.credentials is None:
+        return {f"trader-{number:02d}": None for number in range(asked.agents)}
+    return {path.stem: path for path in sorted(asked.credentials.glob("*.nk"))}
 
 
 def plan(begin: float | None, windows: int, length_s: int, now: float) -> list[tuple[int, Window]]:
@@ -98,14 +107,14 @@ async def main() -> None:
     async with AsyncExitStack() as stack:
         world = await stack.enter_async_context(World(settings.nats_url))
         traders = []
-        for number in range(asked.agents):
-            agent_id = f"trader-{number:02d}"
+        for agent_id, credentials in who(asked).items():
             trader = Trader(
                 agent_id,
                 nats_url=settings.nats_url,
                 gateway_url=settings.gateway_url,
                 key=agent_key(secret, agent_id),
                 policy=asked.policy,
+                credentials=credentials,
             )
             traders.append(await stack.enter_async_context(trader))
         windows = plan(asked.begin, asked.windows, settings.window_s, time.time())

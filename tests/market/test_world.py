@@ -15,7 +15,8 @@ from examples.market.words import QUESTION, SYMBOLS, TICKERS
 from examples.market.world import World, closing, earned, opening
 from services.cli.embedded import NatsServer
 from shared import subjects
-from shared.bus import Bus, stream_end
+from shared.bus import Bus
+from shared.streams import stream_end
 
 SITUATIONS = [facts(1, 3, symbol) for symbol in SYMBOLS]
 

@@ -20,10 +20,11 @@ from services.trainer.settings import TrainerSettings
 from services.trainer.training import Engine, Job, Progress, Trained
 from shared import subjects
 from shared.artifacts import Artifact, DirectoryStore
-from shared.bus import Bus, stream_end
+from shared.bus import Bus
 from shared.database import Pool
 from shared.errors import GiveUpError
 from shared.events import GroupScored
+from shared.streams import stream_end
 from tests.trainer.world import World, call, talk
 
 
