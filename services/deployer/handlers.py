@@ -10,9 +10,9 @@ from ratchet_sdk.events import Name, Policy
 
 from services.deployer.service import Deployer
 from shared import subjects
-from shared.bus import Bus, reason
+from shared.bus import Bus
 from shared.database import UNAVAILABLE
-from shared.errors import RatchetError
+from shared.errors import RatchetError, reason
 from shared.events import GatewayHealth, ModelTrained, WindowResolved
 from shared.telemetry import logger
 

@@ -16,8 +16,8 @@ from services.deployer.planning import Shares, next_document
 from services.deployer.sequential import Interval
 from services.deployer.settings import DeployerSettings
 from services.deployer.store import Store
-from shared.bus import Ack, Disposition, Retry
 from shared.database import Connection
+from shared.delivery import Ack, Disposition, Retry
 from shared.errors import GiveUpError
 from shared.events import GatewayHealth, LoopEvent, ModelTrained, WindowResolved
 from shared.routing import plan_at

@@ -10,8 +10,8 @@ from nats.errors import TimeoutError as NatsTimeoutError
 from pydantic import ValidationError
 
 from shared import subjects
-from shared.bus import Bus, reason
-from shared.errors import RetryLaterError
+from shared.bus import Bus
+from shared.errors import RetryLaterError, reason
 from shared.routing import RouteDocument
 from shared.telemetry import logger
 

@@ -18,8 +18,7 @@ from services.gateway.assembly import Assembly
 from services.gateway.domain import Answered, Asked, Route, for_client, recorded, route, upstream_body
 from services.gateway.health import Tally
 from services.gateway.prefixes import Prefixes
-from shared.bus import reason
-from shared.errors import RatchetError
+from shared.errors import RatchetError, reason
 from shared.routing import RouteDocument, Target
 from shared.telemetry import logger
 

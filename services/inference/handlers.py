@@ -18,8 +18,7 @@ from starlette.routing import Route
 from services.inference import wire
 from services.inference.domain import Refused, Reply
 from services.inference.service import Inference
-from shared.bus import reason
-from shared.errors import GiveUpError
+from shared.errors import GiveUpError, reason
 from shared.telemetry import logger
 
 REQUESTS = Counter("ratchet_inference_requests_total", "Chat completions, by HTTP status", ["status"])

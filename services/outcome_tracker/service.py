@@ -24,9 +24,9 @@ from services.outcome_tracker.domain import (
 )
 from services.outcome_tracker.settings import TrackerSettings
 from services.outcome_tracker.store import OutcomeStore, Waiting
-from shared.bus import Ack, Dead, Delivery, Disposition, reason
 from shared.database import UNAVAILABLE
-from shared.errors import GiveUpError, RetryLaterError
+from shared.delivery import Ack, Dead, Delivery, Disposition
+from shared.errors import GiveUpError, RetryLaterError, reason
 from shared.events import LoopEvent, WindowClosed
 from shared.telemetry import logger
 

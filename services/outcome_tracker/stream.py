@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from services.outcome_tracker.domain import Mark, Position
 from shared import subjects
-from shared.bus import Bus, ack_floor, stream_end
+from shared.bus import Bus
+from shared.streams import ack_floor, stream_end
 
 
 class OutcomeStream:

@@ -18,7 +18,7 @@ from ratchet_sdk.events import Finite
 
 from services.scorer.service import Opinion
 from services.scorer.store import Case, Hindsight
-from shared.bus import reason
+from shared.errors import reason
 from shared.trajectories import RunKey, Trajectory
 
 PROMPT_VERSION = 1

@@ -19,10 +19,12 @@ from services.outcome_tracker.settings import TrackerSettings
 from services.outcome_tracker.store import OutcomeStore
 from services.outcome_tracker.stream import OutcomeStream
 from shared import subjects
-from shared.bus import Ack, Bus, Dead, Delivery, ack_floor
+from shared.bus import Bus
 from shared.database import Pool
+from shared.delivery import Ack, Dead, Delivery
 from shared.errors import RetryLaterError
 from shared.events import WindowClosed, WindowResolved
+from shared.streams import ack_floor
 
 STARTS = datetime(2026, 11, 20, 10, tzinfo=UTC)
 WINDOW = "2026-11-20T10:00"
@@ -312,10 +314,10 @@ async def test_a_window_that_nobody_knows_is_a_dead_letter(pool: Pool, bus: Bus)
     subscribe(bus, tracker(pool, bus))
     await bus.broker.start()
 
-    async def waiting() -> object:
-        return await pool.fetchval("select count(*) from settlements")
+    async def waiting_and_dead() -> object:
+        return await pool.fetchval("select count(*) from settlements") and await messages(bus, "DEAD")
 
-    await until(waiting)
+    await until(waiting_and_dead)
     assert b"2026-11-20T11:00" in (await messages(bus, "DEAD"))[0]
 
 
