@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test coverage lint types bench up clean
+.PHONY: setup demo test faults coverage lint types bench up clean
 
 setup: $(STAMP)
 
@@ -22,6 +22,9 @@ up: setup
 
 test: setup
 	$(BIN)/python -m pytest $(ARGS)
+
+faults: setup  # processes killed, servers away, disks full: nothing lost, nothing twice
+	$(BIN)/python -m pytest tests/faults $(ARGS)
 
 coverage: setup  # the rules of every service, whole
 	$(BIN)/python -m pytest tests/*/test_domain.py --cov --cov-report=term-missing
