@@ -27,7 +27,7 @@ faults: setup  # processes killed, servers away, disks full: nothing lost, nothi
 	$(BIN)/python -m pytest tests/faults $(ARGS)
 
 coverage: setup  # the rules of every service, whole
-	$(BIN)/python -m pytest tests/*/test_domain.py --cov --cov-report=term-missing
+	$(BIN)/python -m pytest tests/*/test_*domain.py --cov --cov-report=term-missing
 
 lint: setup
 	$(BIN)/python -m ruff check .

@@ -9,6 +9,8 @@ from services.recorder.service import Recording
 from services.recorder.settings import RecorderSettings
 from services.recorder.store import EventStore
 from services.recorder.stream import StepStream
+from services.recorder.window_store import WindowStore
+from services.recorder.windows import Closing
 from shared import database
 from shared.bus import Bus
 from shared.service import Periodic, run_service, serve
@@ -26,11 +28,17 @@ async def main() -> None:
     url = settings.database_url.get_secret_value()
     async with database.pool(url, pool_size=settings.database_pool, application=NAME) as pool:
         bus = Bus(settings.nats_url, name=NAME)
-        service = Recording(EventStore(pool), StepStream(bus), bus, settings)
-        subscribe(bus, service, batch_size=settings.batch_size, gather_s=settings.gather_s)
+        closing = Closing(WindowStore(pool), StepStream(bus), bus, settings)
+        subscribe(
+            bus,
+            Recording(EventStore(pool), settings),
+            closing,
+            batch_size=settings.batch_size,
+            gather_s=settings.gather_s,
+        )
         tasks = [
-            Periodic("close_windows", settings.tick_s, service.tick),
-            Periodic("announce", settings.sweep_s, service.sweep),
+            Periodic("close_windows", settings.tick_s, closing.tick),
+            Periodic("announce", settings.sweep_s, closing.sweep),
         ]
         await serve(NAME, settings, bus, pool=pool, tasks=tasks)
 

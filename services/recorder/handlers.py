@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import BaseModel, Field
 
 from services.recorder.service import Recording
+from services.recorder.windows import Closing
 from shared import subjects
 from shared.bus import Bus
 
@@ -15,10 +16,12 @@ class CloseWindow(BaseModel):
     window_id: str = Field(max_length=60)
 
 
-def subscribe(bus: Bus, service: Recording, *, batch_size: int = 512, gather_s: float = 0.05) -> None:
+def subscribe(
+    bus: Bus, recording: Recording, closing: Closing, *, batch_size: int = 512, gather_s: float = 0.05
+) -> None:
     async def close_window(request: CloseWindow) -> dict[str, Any]:
-        return await service.request_close(request.window_id)
+        return await closing.request_close(request.window_id)
 
     # Two lanes: one batch is read and written while Postgres commits the other.
-    bus.consume_batches(subjects.RECORDER_STEPS, service.take_in, batch_size=batch_size, gather_s=gather_s, lanes=2)
+    bus.consume_batches(subjects.RECORDER_STEPS, recording.take_in, batch_size=batch_size, gather_s=gather_s, lanes=2)
     bus.on_command("recorder", "close_window", CloseWindow, close_window)

@@ -1,33 +1,25 @@
-"""The recorder's use cases: take events in, close windows, announce them."""
+"""The recorder's use case for events: a batch of messages becomes rows, a bad one a dead letter."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from typing import Any, Protocol
+from typing import Protocol
 
 from prometheus_client import Counter
 
-from services.recorder import domain
-from services.recorder.domain import Close, OpenWindow, ReadBarrier, Received, Wait
+from services.recorder.domain import Received
 from services.recorder.intake import read
 from services.recorder.settings import RecorderSettings
-from shared.database import Record
 from shared.delivery import Ack, Dead, Delivery, Disposition
 from shared.errors import GiveUpError
-from shared.events import LoopEvent, WindowClosed
-from shared.streams import Barrier
-from shared.telemetry import logger
-from shared.windows import Window, window_at, window_of_id
 
 INLINE_BYTES = 1024 * 1024  # a hundredth of a second's work, which a thread would take longer for
 
 STORED = Counter("ratchet_recorder_events_total", "Events stored (or known already)", ["kind"])
 DEAD = Counter("ratchet_recorder_dead_total", "Events that became dead letters", ["cause"])
 LATE = Counter("ratchet_recorder_late_total", "Runs that came after their window's barrier")
-CLOSED = Counter("ratchet_recorder_windows_closed_total", "Windows closed")
 
 
 @dataclass(frozen=True)
@@ -42,50 +34,13 @@ class Kept:
 class Store(Protocol):
     async def keep(self, events: Sequence[Received], window_s: int) -> Kept: ...
     async def recount_late(self, window_ids: Iterable[str]) -> None: ...
-    async def truncate_late(self, limit_s: float) -> None: ...
-    async def make_windows(self, windows: Iterable[Window]) -> None: ...
-    async def first_start(self, length_s: int) -> datetime | None: ...
-    async def starts_since(self, length_s: int, since: datetime) -> list[datetime]: ...
-    async def request_close(self, window: Window) -> str: ...
-    async def due(self, ended_before: datetime) -> list[OpenWindow]: ...
-    async def write_barrier(self, window_id: str, barrier: Barrier) -> None: ...
-    async def close(self, window_id: str, *, floor: int, opened_before: datetime) -> Record | None: ...
-    async def unannounced(self) -> list[Record]: ...
-    async def announced(self, window_id: str, revision: int) -> None: ...
-
-
-class Stream(Protocol):
-    """Where the events lie: its end, and how far the recorders together have stored it."""
-
-    async def end(self) -> Barrier: ...
-    async def floor(self) -> int: ...
-
-
-class Announcer(Protocol):
-    async def announce(self, event: LoopEvent) -> None: ...
-
-
-def _now() -> datetime:
-    return datetime.now(UTC)
 
 
 class Recording:
-    def __init__(
-        self,
-        store: Store,
-        stream: Stream,
-        announcer: Announcer,
-        settings: RecorderSettings,
-        now: Callable[[], datetime] = _now,
-    ) -> None:
+    def __init__(self, store: Store, settings: RecorderSettings) -> None:
         self._store = store
-        self._stream = stream
-        self._announcer = announcer
         self._settings = settings
-        self._now = now
-        self._filled: Window | None = None
 
-    # events ---------------------------------------------------------------------------------------
     async def take_in(self, deliveries: Sequence[Delivery]) -> list[Disposition]:
         """Store a batch. A bad event is dead alone; a lost database raises, and all of them come again."""
         dead: dict[int, str] = {}
@@ -125,85 +80,3 @@ class Recording:
         half = len(events) // 2
         one, other = await self._keep(events[:half]), await self._keep(events[half:])
         return Kept({**one.dead, **other.dead}, one.closed | other.closed, one.new_late + other.new_late)
-
-    # windows --------------------------------------------------------------------------------------
-    async def request_close(self, window_id: str) -> dict[str, Any]:
-        """Let a window close without waiting for its end and grace. Raises GiveUpError for what is no window."""
-        state = await self._store.request_close(window_of_id(window_id))
-        return {"window_id": window_id, "state": state}
-
-    async def tick(self) -> None:
-        """One round of any replica: quiet windows get their rows, barriers are read, what may close is closed."""
-        now = self._now()
-        await self._fill(now)
-        due = await self._store.due(now - timedelta(seconds=self._settings.grace_s))
-        due = [window for window in due if self._deadline(window, now) is None]
-        if not due:
-            return
-        end = await self._stream.end()
-        floor = await self._stream.floor()
-        if any(self._move(window, now, end, floor) == ReadBarrier() for window in due):
-            for window in due:
-                if self._move(window, now, end, floor) == ReadBarrier():
-                    await self._store.write_barrier(window.window_id, end)
-            due = await self._store.due(now - timedelta(seconds=self._settings.grace_s))
-            floor = await self._stream.floor()
-        for window in due:
-            if self._move(window, now, end, floor) == Close():
-                await self._close(window, now, floor)
-
-    def _deadline(self, window: OpenWindow, now: datetime) -> Wait | None:
-        return domain.deadline_passed(
-            window, now, grace_s=self._settings.grace_s, limit_s=self._settings.trajectory_limit_s
-        )
-
-    def _move(self, window: OpenWindow, now: datetime, end: Barrier, floor: int) -> domain.Move:
-        return domain.next_move(
-            window,
-            now,
-            grace_s=self._settings.grace_s,
-            limit_s=self._settings.trajectory_limit_s,
-            stream_created=end.created,
-            floor=floor,
-        )
-
-    async def _close(self, window: OpenWindow, now: datetime, floor: int) -> None:
-        opened_before = now - timedelta(seconds=self._settings.trajectory_limit_s)
-        closed = await self._store.close(window.window_id, floor=floor, opened_before=opened_before)
-        if closed is None:  # another replica was faster, or an event came in between: the next round looks again
-            return
-        CLOSED.inc()
-        logger().info(
-            "window_closed",
-            window=window.window_id,
-            agents=closed["agents"],
-            trajectories=closed["trajectories"],
-            late=closed["late"],
-            quality=closed["quality"],
-        )
-        await self._announce(closed)
-
-    async def _fill(self, now: datetime) -> None:
-        """Quiet windows get a row once a window is known at all, so that they close and what hangs on them resolves."""
-        length_s = self._settings.window_s
-        current = window_at(now, length_s)
-        if self._filled == current:
-            return
-        first = await self._store.first_start(length_s)
-        if first is None:
-            return
-        horizon = current.starts_at - timedelta(seconds=length_s * (domain.IDLE_WINDOWS + 1))
-        known = await self._store.starts_since(length_s, horizon)
-        await self._store.make_windows(domain.missing_windows(first, known, now, length_s))
-        self._filled = current
-
-    async def sweep(self) -> None:
-        """Announce what was closed and not announced, and end late runs that never did."""
-        for row in await self._store.unannounced():
-            await self._announce(row)
-        await self._store.truncate_late(self._settings.trajectory_limit_s)
-
-    async def _announce(self, row: Record) -> None:
-        event = WindowClosed.model_validate(dict(row))
-        await self._announcer.announce(event)
-        await self._store.announced(event.window_id, event.revision)

@@ -1,4 +1,4 @@
-"""All of the recorder's SQL: events into rows, windows from open to closed.
+"""The recorder's SQL for events: into rows, once.
 
 A batch is one transaction. Each insert is one statement over ``unnest``, in key order so that two recorders
 that meet wait for each other instead of deadlocking, and every one of them may run twice.
@@ -7,14 +7,12 @@ that meet wait for each other instead of deadlocking, and every one of them may 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from datetime import datetime, timedelta
 from operator import itemgetter
 from typing import Any
 
 import asyncpg
 
 from services.recorder.domain import (
-    OpenWindow,
     Received,
     RunKey,
     RunSeen,
@@ -25,10 +23,9 @@ from services.recorder.domain import (
     steps_of,
 )
 from services.recorder.service import Kept
-from shared.database import Connection, Pool, Record
+from services.recorder.window_store import make_windows
+from shared.database import Connection, Pool
 from shared.errors import GiveUpError
-from shared.streams import Barrier
-from shared.windows import Window
 
 # What says that a value is wrong, and not that the server is away or the schema is not ours.
 BAD_VALUE = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError, asyncpg.ProgramLimitExceededError)
@@ -52,7 +49,6 @@ class EventStore:
         self._pool = pool
         self._known: dict[RunKey, int] = {}  # runs that have a row, with a sequence that it knows
 
-    # events ---------------------------------------------------------------------------------------
     async def keep(self, events: Sequence[Received], window_s: int) -> Kept:
         """Store a batch in one transaction. Raises GiveUpError where a value of it cannot be stored."""
         try:
@@ -185,7 +181,7 @@ class EventStore:
 
         The share lock keeps a barrier from being written between our look at it and our commit.
         """
-        await self.make_windows({run.window for key, run in runs.items() if key not in placed}, connection)
+        await make_windows(connection, {run.window for key, run in runs.items() if key not in placed})
         wanted = {placed.get(key, run.window.window_id) for key, run in runs.items()}
         rows = await connection.fetch(
             "select window_id, state from windows where window_id = any($1::text[]) order by window_id for share",
@@ -350,119 +346,6 @@ class EventStore:
             MAX_VERSIONS_SEEN,
         )
 
-    # windows --------------------------------------------------------------------------------------
-    async def make_windows(self, windows: Iterable[Window], connection: Connection | None = None) -> None:
-        await (connection or self._pool).execute(
-            """insert into windows (window_id, starts_at, ends_at, length_s)
-               select * from unnest($1::text[], $2::timestamptz[], $3::timestamptz[], $4::int[])
-               on conflict do nothing""",
-            *_columns(((w.window_id, w.starts_at, w.ends_at, w.length_s) for w in sorted(windows)), 4),
-        )
-
-    async def first_start(self, length_s: int) -> datetime | None:
-        """When the oldest known window of this length starts."""
-        first: datetime | None = await self._pool.fetchval(
-            "select min(starts_at) from windows where length_s = $1", length_s
-        )
-        return first
-
-    async def starts_since(self, length_s: int, since: datetime) -> list[datetime]:
-        rows = await self._pool.fetch(
-            "select starts_at from windows where starts_at >= $2 and length_s = $1", length_s, since
-        )
-        return [row["starts_at"] for row in rows]
-
-    async def request_close(self, window: Window) -> str:
-        """Ask that a window close without waiting for its end and grace. Gives its state."""
-        state: str = await self._pool.fetchval(
-            """insert into windows as w (window_id, starts_at, ends_at, length_s, close_requested)
-               values ($1, $2, $3, $4, true)
-               on conflict (window_id) do update set close_requested = true
-               returning state""",
-            window.window_id,
-            window.starts_at,
-            window.ends_at,
-            window.length_s,
-        )
-        return state
-
-    async def due(self, ended_before: datetime, limit: int = 2000) -> list[OpenWindow]:
-        """Open windows whose end lies before ``ended_before`` or whose closing was asked for, oldest first."""
-        rows = await self._pool.fetch(
-            """select w.window_id, w.ends_at, w.close_requested, w.barrier_created, w.barrier_sequence,
-                      (select max(t.started_at) from trajectories t
-                        where t.window_id = w.window_id and t.status = 'open' and not t.late) as newest_open_start,
-                      coalesce((select max(t.ended_sequence) from trajectories t
-                        where t.window_id = w.window_id and not t.late), 0) as last_end_sequence
-                 from windows w
-                where w.state = 'open' and (w.close_requested or w.ends_at <= $1)
-                order by w.ends_at limit $2""",
-            ended_before,
-            limit,
-        )
-        return [OpenWindow(**row) for row in rows]
-
-    async def write_barrier(self, window_id: str, barrier: Barrier) -> None:
-        """Write a window's barrier once; for a stream that was made anew, again.
-
-        Runs that were stored after the barrier was read and before it was written are marked late here.
-        """
-        async with self._pool.acquire() as connection, connection.transaction():
-            before = await connection.fetchrow(
-                "select barrier_created from windows where window_id = $1 and state = 'open' for update", window_id
-            )
-            if before is None or before["barrier_created"] == barrier.created:
-                return
-            await connection.execute(
-                "update windows set barrier_created = $2, barrier_sequence = $3 where window_id = $1",
-                window_id,
-                barrier.created,
-                barrier.sequence,
-            )
-            if before["barrier_created"] is None:
-                await connection.execute(
-                    "update trajectories set late = true where window_id = $1 and first_sequence > $2 and not late",
-                    window_id,
-                    barrier.sequence,
-                )
-            else:  # sequences of the stream that is gone say nothing about the new one
-                await connection.execute(
-                    "update trajectories set ended_sequence = 0 where window_id = $1 and ended_sequence is not null",
-                    window_id,
-                )
-
-    async def close(self, window_id: str, *, floor: int, opened_before: datetime) -> Record | None:
-        """Close a window and truncate what is still open in it, unless something moved since the decision.
-
-        Quality, 0 to 1, is the mean over its runs that are not late of the share of four checks that hold: it has
-        steps; each has a model call; each action has a result or an error; no step is missing before
-        ``step_count`` (before the last one, where the run never said). A run without steps holds none.
-        """
-        async with self._pool.acquire() as connection, connection.transaction():
-            row = await connection.fetchrow(
-                "select 1 from windows where window_id = $1 and state = 'open' for update", window_id
-            )
-            if row is None:
-                return None
-            closed = await connection.fetchrow(CLOSE, window_id, floor, opened_before)
-            if closed is not None:
-                await connection.execute(
-                    """update trajectories set status = 'truncated'
-                        where window_id = $1 and status = 'open' and not late""",
-                    window_id,
-                )
-            return closed
-
-    async def truncate_late(self, limit_s: float) -> None:
-        """Late runs that never ended hold no window up; they too get their end."""
-        await self._pool.execute(
-            """update trajectories t set status = 'truncated'
-                 from windows w
-                where w.window_id = t.window_id and w.state = 'closed' and t.status = 'open' and t.late
-                  and t.first_stored_at < now() - $1::interval""",
-            timedelta(seconds=limit_s),
-        )
-
     async def recount_late(self, window_ids: Iterable[str]) -> None:
         """What came after its window had closed is counted with it, and changes nothing else of it."""
         await self._pool.execute(
@@ -472,53 +355,3 @@ class EventStore:
                 where w.window_id = n.window_id and w.state = 'closed' and w.late <> n.late""",
             sorted(window_ids),
         )
-
-    async def unannounced(self, limit: int = 100) -> list[Record]:
-        return await self._pool.fetch(
-            """select window_id, starts_at, ends_at, revision, agents, trajectories, late, quality
-                 from windows where state = 'closed' and announced_at is null order by closed_at, ends_at limit $1""",
-            limit,
-        )
-
-    async def announced(self, window_id: str, revision: int) -> None:
-        await self._pool.execute(
-            """update windows set announced_at = now()
-                where window_id = $1 and revision = $2 and announced_at is null""",
-            window_id,
-            revision,
-        )
-
-
-CLOSE = """
-with run as (
-    select t.agent_id, t.trajectory_id, t.late, t.step_count,
-           s.steps, s.last_step, s.unanswered, s.without_call
-      from trajectories t
-      cross join lateral (
-          select count(*) as steps, max(step) as last_step, count(*) filter (where not answered) as unanswered,
-                 count(*) filter (where not exists (
-                     select from llm_calls c
-                      where c.agent_id = s.agent_id and c.trajectory_id = s.trajectory_id and c.step = s.step)
-                 ) as without_call
-            from steps s where s.agent_id = t.agent_id and s.trajectory_id = t.trajectory_id
-      ) s
-     where t.window_id = $1
-), counted as (
-    select count(distinct agent_id) filter (where not late) as agents,
-           count(*) filter (where not late) as trajectories,
-           count(*) filter (where late) as late,
-           avg(case when steps = 0 then 0
-                    else (1 + (without_call = 0)::int + (unanswered = 0)::int
-                            + (steps = coalesce(step_count, last_step + 1))::int) / 4.0 end)
-               filter (where not late) as quality
-      from run
-)
-update windows w
-   set state = 'closed', revision = 1, closed_at = now(), agents = counted.agents,
-       trajectories = counted.trajectories, late = counted.late, quality = counted.quality
-  from counted
- where w.window_id = $1 and w.state = 'open' and w.barrier_sequence <= $2
-   and not exists (select from trajectories t where t.window_id = $1 and not t.late
-                      and (t.ended_sequence > $2 or (t.status = 'open' and t.started_at > $3)))
-returning w.window_id, w.starts_at, w.ends_at, w.revision, w.agents, w.trajectories, w.late, w.quality
-"""

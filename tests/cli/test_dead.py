@@ -13,6 +13,8 @@ from services.recorder.service import Recording
 from services.recorder.settings import RecorderSettings
 from services.recorder.store import EventStore
 from services.recorder.stream import StepStream
+from services.recorder.window_store import WindowStore
+from services.recorder.windows import Closing
 from shared import subjects
 from shared.bus import Bus
 from shared.database import Pool
@@ -52,7 +54,9 @@ async def test_what_is_sent_again_is_stored_once_its_reason_is_gone(ratchet: Rat
     event = TrajectoryStarted(trajectory_id="t", started_at=NOW, occurred_at=NOW)
     await buried(bus, "steps.a", event.model_dump_json(by_alias=True).encode(), "a bug, mended since")
     await buried(bus, "steps.a", b"no event", "not an event")
-    subscribe(bus, Recording(EventStore(pool), StepStream(bus), bus, RecorderSettings()), gather_s=0.02)
+    chosen = RecorderSettings()
+    closing = Closing(WindowStore(pool), StepStream(bus), bus, chosen)
+    subscribe(bus, Recording(EventStore(pool), chosen), closing, gather_s=0.02)
     await bus.broker.start()
     assert (await ratchet("dead", "replay", "--all", "--json")).json == {"replayed": [1, 2]}
     while await ack_floor(bus, subjects.RECORDER_STEPS) < 2:

@@ -22,6 +22,8 @@ from services.recorder.service import Recording
 from services.recorder.settings import RecorderSettings
 from services.recorder.store import EventStore
 from services.recorder.stream import StepStream
+from services.recorder.window_store import WindowStore
+from services.recorder.windows import Closing
 from shared.bus import Bus
 from shared.database import Pool
 from shared.streams import provision
@@ -172,8 +174,9 @@ async def test_each_kind_of_client_records_the_same_rows(
     done = await asyncio.to_thread(run, agent, built, RATCHET_NATS_URL=nats_server.url)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
-    service = Recording(EventStore(pool), StepStream(bus), bus, RecorderSettings())
-    subscribe(bus, service, gather_s=0.05)
+    chosen = RecorderSettings()
+    closing = Closing(WindowStore(pool), StepStream(bus), bus, chosen)
+    subscribe(bus, Recording(EventStore(pool), chosen), closing, gather_s=0.05)
     await bus.broker.start()
     async with asyncio.timeout(30):
         while await pool.fetchval("select count(*) from bodies") < 9:
