@@ -286,6 +286,7 @@ class Publisher:
         for place, item in enumerate(window):
             try:
                 await self._prepare(item)
+                self._fits(item)
                 ready.append(place)
             except NeverError as error:
                 results[place] = error
@@ -305,9 +306,14 @@ class Publisher:
             except Exception as error:  # an event that may hold a secret must not leave
                 raise NeverError(f"it could not be redacted: {error!r}") from error
             item.prepared = True
+
+    def _fits(self, item: _Event) -> None:
+        """Raises NeverError for what the server would not take, and would close the connection over.
+
+        Asked only once connected: until a server has told its limit, a client assumes one of its own.
+        """
         limit = self._client.max_payload if self._client is not None else 0
         if limit and len(item.data) + HEADER_ROOM_BYTES > limit:
-            # Sent all the same, it would close the connection for good.
             raise NeverError(f"{len(item.data)} bytes are over the server's max_payload of {limit}; raise it to 8 MiB")
 
     def _packed(self, data: bytes) -> bytes:

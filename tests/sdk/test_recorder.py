@@ -462,17 +462,17 @@ async def test_an_agent_that_ends_while_the_broker_is_away_leaves_all_in_the_spo
 async def test_a_large_event_waits_for_a_broker_that_was_never_there(
     nats_server: NatsServer, bus: Bus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(publishing, "CONNECT_PATIENCE_S", 0.05)
     noise = random.Random(7).randbytes(1_500_000).hex()  # zipped, over the megabyte that a client assumes of a server
     nats_server.stop()
     recorder = Recorder(nats_server.url, "agent-1")
-    async with recorder.trajectory(goal=noise):
-        pass
-    while recorder.counts.spooled < 2:
-        assert recorder.counts.refused == 0
-        await asyncio.sleep(0.01)
-    assert await recorder.close(0) == 2
-    monkeypatch.undo()
+    with monkeypatch.context() as impatient:
+        impatient.setattr(publishing, "CONNECT_PATIENCE_S", 0.05)
+        async with recorder.trajectory(goal=noise):
+            pass
+        while recorder.counts.spooled < 2:
+            assert recorder.counts.refused == 0
+            await asyncio.sleep(0.01)
+        assert await recorder.close(0) == 2
     nats_server.start()
     async with Recorder(nats_server.url, "agent-1") as again:
         assert await again.flush(20) == again.counts.refused == 0
