@@ -42,13 +42,15 @@ async def _import(file: Path, policy: str, close: bool) -> tuple[dict[str, Any],
     from contextlib import AsyncExitStack
 
     from services.cli import importing, session
+    from services.cli.conversations import read_file
 
     settings = session.settings()
+    lines = list(read_file(file))  # before anything is asked of the servers: a wrong file is the commoner fault
     async with AsyncExitStack() as stack:
         bus = await stack.enter_async_context(session.bus(settings))
         pool = await stack.enter_async_context(session.database(settings))
         at, window = await importing.moment(settings.window_s, pool)
-        made = importing.plan(file, policy, at)
+        made = importing.plan(file, lines, policy, at)
         bar = stack.enter_context(progress())
         await importing.publish(bus, made, task(bar, "publish", made.size))
         if close:
