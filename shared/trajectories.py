@@ -134,12 +134,14 @@ def assemble(agent_id: str, trajectory_id: str, raw: Iterable[bytes]) -> Traject
 
 
 async def load(pool: Pool, keys: Sequence[RunKey]) -> dict[RunKey, Trajectory]:
-    """Runs by key, each put together from ``bodies``; a run without stored bodies is absent."""
+    """Runs by key, each put together from ``bodies``; a run that is forgotten, or has no stored bodies, is absent."""
     rows = await pool.fetch(
         """select b.agent_id, b.trajectory_id, b.body
              from bodies b
              join unnest($1::text[], $2::text[]) as k (agent_id, trajectory_id) using (agent_id, trajectory_id)
             where b.body is not null
+              and not exists (select from forgotten_runs f where f.agent_id = k.agent_id
+                                 and f.trajectory_id = k.trajectory_id)
             order by b.agent_id, b.trajectory_id, b.sequence""",
         [agent_id for agent_id, _ in keys],
         [trajectory_id for _, trajectory_id in keys],

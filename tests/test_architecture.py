@@ -12,9 +12,18 @@ import pytest
 ROOT = Path(__file__).parent.parent
 SERVICES = ("recorder", "outcome_tracker", "scorer", "trainer", "deployer", "gateway", "inference", "admin")
 OWNERS = {
-    "recorder": {"trajectories", "steps", "llm_calls", "bodies", "windows", "seen_agents"},
+    "recorder": {
+        "trajectories",
+        "steps",
+        "llm_calls",
+        "bodies",
+        "windows",
+        "seen_agents",
+        "forgotten_runs",
+        "retention",
+    },
     "outcome_tracker": {"outcomes", "settlements"},
-    "scorer": {"groups", "group_members", "judgments", "judge_cache"},
+    "scorer": {"groups", "group_members", "judgments", "judge_cache", "judge_cache_runs"},
     "trainer": {"batches", "batch_trajectories", "models", "artifacts"},
     "deployer": {"deployments", "routes", "assignments", "evidence", "incidents", "quarantines"},
     "admin": {"agents", "tokens", "audit"},
@@ -47,7 +56,8 @@ def strings_of(path: Path) -> list[str]:
 
 
 def test_every_table_has_an_owner() -> None:
-    sql = (ROOT / "shared/migrations/versions/m0001_loop.sql").read_text(encoding="utf-8")
+    files = (ROOT / "shared/migrations/versions").glob("*.sql")
+    sql = "\n".join(path.read_text(encoding="utf-8") for path in files)
     created = set(re.findall(r"create table (\w+)\s*\(", sql))
     assert created == TABLES
 

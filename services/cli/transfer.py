@@ -114,7 +114,7 @@ def export(
 async def _export(form: str, window: str | None, policy: str | None, ties: bool, out: Path | None) -> int:
     import contextlib
 
-    from services.cli import exporting, session, store
+    from services.cli import exporting, exports, session, store
 
     count = 0
     async with session.database(session.settings()) as pool:
@@ -126,6 +126,8 @@ async def _export(form: str, window: str | None, policy: str | None, ties: bool,
             if form == "groups"
             else exporting.conversations(pool, window, policy)
         )
+        if out is not None:
+            exports.note(out, form)
         try:
             sink = contextlib.nullcontext(sys.stdout) if out is None else out.open("w", encoding="utf-8")
         except OSError as error:

@@ -76,6 +76,15 @@ class OutcomeTracker:
             return {**await self._store(facts[:middle]), **await self._store(facts[middle:])}
         return {}
 
+    async def forget(self, runs: Sequence[tuple[str, str]]) -> dict[str, int]:
+        """Take the words out of what is known about runs: notes and knowledge. Names and values stay."""
+        agents, trajectories = [agent_id for agent_id, _ in runs], [trajectory_id for _, trajectory_id in runs]
+        return {"facts": await self.store.forget(agents, trajectories)}
+
+    async def rewrite(self, table: str) -> dict[str, str]:
+        await self.store.rewrite(table)
+        return {"table": table}
+
     # windows ------------------------------------------------------------------------------------
     async def window_closed(self, event: WindowClosed) -> None:
         """Begin to wait for the outcomes of a closed window. Raises GiveUpError for a window that is not there."""

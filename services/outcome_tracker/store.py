@@ -9,8 +9,15 @@ from datetime import datetime
 from typing import Any
 
 from services.outcome_tracker.domain import FactRow, Mark, Seen
-from shared.database import Pool, Record
+from shared.database import Pool, Record, rewrite
+from shared.errors import GiveUpError
 from shared.events import WindowResolved
+
+# What is left of a fact about a run that is forgotten: which fact it was and its value, no note and no knowledge.
+BARE = """case kind when 'knowledge' then jsonb_build_object('window_id', window_id, 'agent_id', agent_id,
+                                                           'trajectory_id', trajectory_id, 'data', '{}'::jsonb)
+                    else jsonb_build_object('agent_id', agent_id, 'trajectory_id', trajectory_id, 'name', name,
+                                            'value', value, 'note', null) end"""
 
 
 @dataclass(frozen=True)
@@ -30,17 +37,19 @@ class OutcomeStore:
         self.pool = pool
 
     async def add(self, facts: Sequence[FactRow]) -> None:
-        """Store facts, each (source, event id) once: the first stays."""
+        """Store facts, each (source, event id) once: the first stays. Of a forgotten run no words are kept."""
         await self.pool.execute(
-            """insert into outcomes (source, event_id, sequence, kind, occurred_at, name, value, window_id, agent_id,
+            f"""insert into outcomes (source, event_id, sequence, kind, occurred_at, name, value, window_id, agent_id,
                                      trajectory_id, data)
                select source, event_id, sequence, kind, occurred_at, name, value, window_id, agent_id,
-                      trajectory_id, data::jsonb
+                      trajectory_id, case when exists (select from forgotten_runs r where r.agent_id = f.agent_id
+                                                          and r.trajectory_id = f.trajectory_id)
+                                          then {BARE} else data::jsonb end
                  from unnest($1::text[], $2::uuid[], $3::bigint[], $4::text[], $5::timestamptz[], $6::text[],
                              $7::double precision[], $8::text[], $9::text[], $10::text[], $11::text[])
                    as f (source, event_id, sequence, kind, occurred_at, name, value, window_id, agent_id,
                          trajectory_id, data)
-               on conflict (source, event_id) do nothing""",
+               on conflict (source, event_id) do nothing""",  # noqa: S608  # our own literal
             [f.source for f in facts],
             [f.event_id for f in facts],
             [f.sequence for f in facts],
@@ -53,6 +62,27 @@ class OutcomeStore:
             [f.trajectory_id for f in facts],
             [json.dumps(f.data, allow_nan=False) for f in facts],
         )
+
+    async def forget(self, agents: Sequence[str], trajectories: Sequence[str]) -> int:
+        """Take the words out of facts about these runs; gives how many had any. Twice is once.
+
+        Who stores facts now is waited for; who comes later finds the tombstones.
+        """
+        async with self.pool.acquire() as connection, connection.transaction():
+            await connection.execute("lock table outcomes in share row exclusive mode")
+            done: str = await connection.execute(
+                f"""update outcomes set data = {BARE}
+                     where (agent_id, trajectory_id) in (select * from unnest($1::text[], $2::text[]))
+                       and kind in ('trajectory', 'knowledge') and data <> {BARE}""",  # noqa: S608  # our own literal
+                list(agents),
+                list(trajectories),
+            )
+        return int(done.rpartition(" ")[2])
+
+    async def rewrite(self, table: str) -> None:
+        if table != "outcomes":
+            raise GiveUpError(f"the outcome tracker rewrites outcomes, not {table[:80]!r}")
+        await rewrite(self.pool, table)
 
     async def wait_for(self, window_id: str, close_revision: int) -> bool:
         """Begin to wait for a closed window's outcomes; False if there is no such window. Twice is once."""
