@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -18,6 +17,7 @@ from ratchet_sdk.events import (
     step_events,
 )
 
+from shared.bodies import unpacked
 from shared.database import Pool
 from shared.errors import GiveUpError
 
@@ -148,5 +148,5 @@ async def load(pool: Pool, keys: Sequence[RunKey]) -> dict[RunKey, Trajectory]:
     )
     grouped: dict[RunKey, list[bytes]] = {}
     for row in rows:
-        grouped.setdefault((row["agent_id"], row["trajectory_id"]), []).append(zlib.decompress(row["body"]))
+        grouped.setdefault((row["agent_id"], row["trajectory_id"]), []).append(unpacked(row["body"]))
     return {key: assemble(*key, bodies) for key, bodies in grouped.items()}

@@ -213,7 +213,7 @@ class Store:
         return rows[0] if rows else None
 
     async def run_events(self, agent_id: str, trajectory_id: str) -> list[Row]:
-        """The stored events of a run in the order of the stream; ``body`` is zlib, or null once forgotten."""
+        """The stored events of a run in the order of the stream; ``body`` is compressed, or null once forgotten."""
         return await self._all(
             """select event_id, kind, sequence, received_at, sha256, size_bytes, body
                  from bodies where agent_id = $1 and trajectory_id = $2 order by sequence""",

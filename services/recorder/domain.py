@@ -13,8 +13,9 @@ from datetime import date, datetime
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from ratchet_sdk.events import LlmCall, LlmCallMade, Step, StepEvent, TrajectoryEnded, TrajectoryStarted, uuid7_time
+from ratchet_sdk.events import uuid7_time
 
+from services.recorder.envelope import LlmCall, LlmCallMade, Step, StepEvent, TrajectoryEnded, TrajectoryStarted
 from shared.errors import GiveUpError
 from shared.windows import Window, placed_at, window_at
 
@@ -26,7 +27,7 @@ MAX_COUNT = 2**31 - 1
 # events -----------------------------------------------------------------------------------------
 @dataclass(frozen=True, slots=True)
 class Received:
-    """One valid event as it lies in the stream. ``packed`` is the JSON object as it was sent, zlib-compressed.
+    """One valid event as it lies in the stream. ``packed`` is the JSON object as it was sent, compressed.
 
     None where it is not to be kept, since the run is forgotten.
     """
