@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 SERVICES = ("recorder", "outcome_tracker", "scorer", "trainer", "deployer", "gateway", "inference", "admin")
 OWNERS = {
     "recorder": {"trajectories", "steps", "llm_calls", "bodies", "windows", "seen_agents"},
-    "outcome_tracker": {"outcomes", "settlements"},
+    "outcome_tracker": {"outcomes", "settlements", "corrections_due"},
     "scorer": {"groups", "group_members", "judgments", "judge_cache"},
     "trainer": {"batches", "batch_trajectories", "models", "artifacts"},
     "deployer": {"deployments", "routes", "assignments", "evidence", "incidents", "quarantines"},
@@ -47,7 +47,7 @@ def strings_of(path: Path) -> list[str]:
 
 
 def test_every_table_has_an_owner() -> None:
-    sql = (ROOT / "shared/migrations/versions/m0001_loop.sql").read_text(encoding="utf-8")
+    sql = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "shared/migrations/versions").glob("*.sql"))
     created = set(re.findall(r"create table (\w+)\s*\(", sql))
     assert created == TABLES
 

@@ -79,8 +79,11 @@ SERVICES: Mapping[str, Role] = {
         publish=(
             *consumes(subjects.TRACKER_OUTCOMES, subjects.TRACKER_CLOSED),
             looks_at(subjects.TRACKER_OUTCOMES.stream),
+            subjects.outcomes("*"),  # what it pulls comes in where the world's facts do
             subjects.WINDOW_RESOLVED,
         ),
+        subscribe=(subjects.command("outcome_tracker", "*"),),
+        answers=True,
     ),
     "scorer": Role(publish=(*consumes(subjects.SCORER_RESOLVED), subjects.GROUP_SCORED)),
     "trainer": Role(
