@@ -11,9 +11,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from services.outcome_tracker.service import Facts
 from services.outcome_tracker.settlement_store import SettlementStore
 from services.outcome_tracker.settling import Settling
 from services.outcome_tracker.settling_domain import Content, Mark
+from services.outcome_tracker.store import OutcomeStore
 from shared.bus import Bus
 from shared.database import Pool
 from shared.errors import RetryLaterError
@@ -394,38 +396,61 @@ async def test_facts_that_come_too_late_are_kept_and_correct_nothing(pool: Pool,
     assert await pool.fetchval("select reward from rewards") == 1
 
 
-async def test_a_fact_that_comes_while_a_window_is_settled_is_not_lost(pool: Pool, bus: Bus) -> None:
-    """Its transaction begins before the settlement reads and ends after: whoever is later waits for the other."""
+async def test_a_fact_that_is_stored_while_a_window_is_corrected_is_not_lost(pool: Pool, bus: Bus) -> None:
+    """The correction has read the facts already: the new one notes the window anew once the correction is done."""
     await add_window(pool, "a")
     made = await settled(pool, bus)
     await made.facts.take_in([delivery(reward("a", 1), 2)])
     await let_time_pass(pool, 1000)
-    store = made.settling.store
-    reading, may_go_on = asyncio.Event(), asyncio.Event()
+    has_read, may_go_on = asyncio.Event(), asyncio.Event()
 
     class Slow(SettlementStore):
         async def correct(self, *of: Any) -> int:
-            reading.set()
+            has_read.set()
             await may_go_on.wait()
             return await super().correct(*of)
 
-    made.settling.store = Slow(pool)
-    correcting = asyncio.create_task(made.settling.tick())
-    await reading.wait()
-    storing = asyncio.create_task(tracker(pool, bus).facts.take_in([delivery(reward("a", 2, minute=1), 3)]))
-    blocked = "select count(*) from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database()"
-
-    async def waits() -> bool:
-        return storing.done() or bool(await pool.fetchval(blocked))
-
-    await until(waits)
+    slow = Settling(Slow(pool), made.settling.stream, bus, made.settling.settings)
+    correcting = asyncio.create_task(slow.tick())
+    await has_read.wait()
+    storing = asyncio.create_task(made.facts.take_in([delivery(reward("a", 2, minute=1), 3)]))
+    await until(lambda: waits_or_is_done(pool, storing))
     may_go_on.set()
-    await correcting
-    await storing
-    made.settling.store = store
+    await asyncio.gather(correcting, storing)
     await let_time_pass(pool, 1000)
     await made.settling.tick()
     assert [event.changed for event in await resolved(bus)] == [[], ["reward"], ["reward"]]
+
+
+async def test_a_fact_whose_commit_is_slow_is_waited_for(pool: Pool, bus: Bus) -> None:
+    """It has found the window noted already: its note must not be taken off before the fact itself can be seen."""
+    await add_window(pool, "a")
+    made = await settled(pool, bus)
+    await made.facts.take_in([delivery(reward("a", 1), 2)])
+    await let_time_pass(pool, 1000)
+    has_noted, may_commit = asyncio.Event(), asyncio.Event()
+
+    class Slow(OutcomeStore):
+        async def _touch(self, *of: Any) -> None:
+            await super()._touch(*of)
+            has_noted.set()
+            await may_commit.wait()
+
+    storing = asyncio.create_task(Facts(Slow(pool)).take_in([delivery(reward("a", 2, minute=1), 3)]))
+    await has_noted.wait()
+    correcting = asyncio.create_task(made.settling.tick())
+    await until(lambda: waits_or_is_done(pool, correcting))
+    may_commit.set()
+    await asyncio.gather(correcting, storing)
+    await let_time_pass(pool, 1000)
+    await made.settling.tick()
+    assert await pool.fetchval("select array_agg(outcomes order by revision) from settlements") == [0, 2]
+
+
+async def waits_or_is_done(pool: Pool, task: asyncio.Task[Any]) -> bool:
+    """Whether a task waits for a lock of the database, or got past where it should."""
+    waiting = "select count(*) from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database()"
+    return task.done() or bool(await pool.fetchval(waiting))
 
 
 async def test_two_replicas_correct_once(pool: Pool, bus: Bus) -> None:
