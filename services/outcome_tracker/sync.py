@@ -49,6 +49,7 @@ class Sync:
         if tally.published:
             await self._until_stored()
         ids = await self._begun(await self.store.windows_between(starts_at, ends_at))
+        await self.store.set_pulled(ids, tally.faults)
         await self.store.force(ids)
         corrected = await self.settling.correct(ids)
         after = [row for row in await self.store.windows_between(starts_at, ends_at) if row["settlement"]]
