@@ -98,7 +98,7 @@ class Recording:
         """Those that can be read; the others are counted, and do not cost the run its beginning."""
         copy = self.copied(expects, "what a trajectory expects")
         found: dict[str, None] = {}
-        for one in [copy] if isinstance(copy, str) else copy or ():
+        for one in copy if isinstance(copy, list) else [copy] if copy else ():
             if not (isinstance(one, str) and re.fullmatch(EXPECTATION, one)):
                 self.refuse(
                     f"expects {str(one)[:80]!r}; known are reward, knowledge, fact:, price:, metric:, resolution:NAME"
