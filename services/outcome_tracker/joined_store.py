@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from services.outcome_tracker.settling_domain import Content, Seen, contradictions, missing_facts, window_facts
+from services.outcome_tracker.joined_domain import Joined, Seen
+from services.outcome_tracker.settling_domain import Content, missing_facts
 from shared.database import Connection, Pool
+
+AT_ONCE = 2000
 
 
 async def unmet(connection: Connection | Pool, window_id: str) -> dict[str, int]:
@@ -15,19 +18,22 @@ async def unmet(connection: Connection | Pool, window_id: str) -> dict[str, int]
 
 
 async def content(connection: Connection, window_id: str, starts_at: datetime, ends_at: datetime) -> Content:
-    """What the stored facts come to for a window now."""
-    seen = [Seen(**dict(row)) for row in await connection.fetch(SEEN, window_id, starts_at, ends_at)]
+    """What the stored facts come to for a window now. Called inside a transaction: the facts are read bit by bit."""
+    joined = Joined()
+    async for row in connection.cursor(SEEN, window_id, starts_at, ends_at, prefetch=AT_ONCE):
+        joined.add(Seen(*row))
     about = await connection.fetchrow(ABOUT_RUNS, window_id)
     assert about is not None, "a select of counts gives a row"
     return Content(
-        facts=window_facts(seen, knowledge=about["knowledge"]),
-        outcomes=sum(fact.counts for fact in seen) + about["facts"] + about["knowledge"],
+        facts=joined.facts(knowledge=about["knowledge"]),
+        outcomes=joined.outcomes + about["facts"] + about["knowledge"],
         missing=missing_facts(await unmet(connection, window_id), about["unrewarded"]),
-        contradictions=contradictions(seen, about_runs=about["contradicted"]),
+        contradictions=joined.contradictions(about_runs=about["contradicted"]),
         digests={kind: about[f"{kind}_digest"] for kind in ("reward", "fact", "knowledge")},
     )
 
 
+# With the fields of joined_domain.Seen. What lies outside is here to be compared, unless it is expected.
 SEEN = """
 with expected as (
     select distinct substr(e, 12) as market
@@ -44,6 +50,7 @@ select kind, name, value, data, occurred_at, event_id, source, contradicted,
   from outcomes
  where kind = 'resolution' and (occurred_at < $2 or occurred_at >= $3)
    and name in (select market from expected union select name from inside where kind = 'resolution')
+ order by occurred_at, event_id, source
 """
 
 # Rewards as the view has them: of each run the last one. Digests are in the order of the runs and of the facts' times.

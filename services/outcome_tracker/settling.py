@@ -124,7 +124,7 @@ class Settling:
             content = replace(content, missing=(*missing, *content.missing))
             await self.store.settle(window.window_id, window.revision, content, connection)
         SETTLED.labels("reached" if reached else "missed").inc()
-        logger().info("settled", window_id=window.window_id, outcomes=content.outcomes, missing=content.missing)
+        logger().info("settled", window_id=window.window_id, outcomes=content.outcomes, missing=len(content.missing))
 
     # correcting ---------------------------------------------------------------------------------
     async def correct(self, window_ids: Sequence[str]) -> list[Corrected]:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
-from uuid import UUID
 
 from services.outcome_tracker.domain import FactKey, FactRow
-from shared.database import Connection, Pool
+from shared.database import Connection, Pool, Record
 
 
 class OutcomeStore:
@@ -22,14 +21,14 @@ class OutcomeStore:
             contradicting: frozenset[int] = frozenset()
             if len(new) < len(facts):
                 contradicting, marked = await self._contradicting(connection, facts)
-                new |= marked
+                new += marked
             await self._touch(connection, new)
         return contradicting
 
-    async def _insert(self, connection: Connection, facts: Sequence[FactRow]) -> set[FactKey]:
-        """In key order, so that two trackers that meet wait for each other; of one key the first by sequence."""
+    async def _insert(self, connection: Connection, facts: Sequence[FactRow]) -> list[Record]:
+        """Gives what is new. In key order, so that trackers that meet wait for each other; of one key the first sent."""
         ordered = sorted(facts, key=lambda fact: (*fact.key, fact.sequence))
-        rows = await connection.fetch(
+        return await connection.fetch(
             """insert into outcomes (source, event_id, sequence, kind, occurred_at, name, value, window_id, agent_id,
                                      trajectory_id, data, extra)
                select source, event_id, sequence, kind, occurred_at, name, value, window_id, agent_id,
@@ -41,7 +40,7 @@ class OutcomeStore:
                          trajectory_id, data, extra, place)
                 order by place
                on conflict (source, event_id) do nothing
-               returning source, event_id""",
+               returning kind, name, occurred_at, window_id, agent_id, trajectory_id""",
             [f.source for f in ordered],
             [f.event_id for f in ordered],
             [f.sequence for f in ordered],
@@ -55,47 +54,47 @@ class OutcomeStore:
             [json.dumps(f.data, allow_nan=False) for f in ordered],
             [json.dumps(f.extra, allow_nan=False) for f in ordered],
         )
-        return {(row["source"], row["event_id"]) for row in rows}
 
     async def _contradicting(
         self, connection: Connection, facts: Sequence[FactRow]
-    ) -> tuple[frozenset[int], set[FactKey]]:
+    ) -> tuple[frozenset[int], list[Record]]:
         """Facts whose id is stored with other content, by sequence; and the rows that are marked for it just now."""
         rows = await connection.fetch(
             f"{COMPARED} where {DIFFERS}",
             *_contents(facts),
         )
-        marked = {(row["source"], row["event_id"]) for row in rows if not row["contradicted"]}
-        if marked:
-            await connection.execute(
-                """update outcomes set contradicted = true
-                     from unnest($1::text[], $2::uuid[]) as n (source, event_id)
-                    where outcomes.source = n.source and outcomes.event_id = n.event_id""",
-                *_columns(sorted(marked)),
-            )
+        marked = await connection.fetch(
+            """update outcomes o set contradicted = true
+                 from unnest($1::text[], $2::uuid[]) as n (source, event_id)
+                where o.source = n.source and o.event_id = n.event_id and not o.contradicted
+               returning o.kind, o.name, o.occurred_at, o.window_id, o.agent_id, o.trajectory_id""",
+            [row["source"] for row in rows],
+            [row["event_id"] for row in rows],
+        )
         return frozenset(row["sequence"] for row in rows), marked
 
-    async def _touch(self, connection: Connection, keys: Iterable[FactKey]) -> None:
+    async def _touch(self, connection: Connection, facts: Sequence[Record]) -> None:
         """Note the windows that wait for their settlement, or have one, and that these facts say something about.
 
         A note that is there already is written again: the lock keeps a settlement that is being made from taking it
         off before it can see these facts.
         """
-        columns = _columns(sorted(keys))
-        if not columns[0]:
+        if not facts:
             return
         await connection.execute(
-            """with new as (select o.* from outcomes o
-                             join unnest($1::text[], $2::uuid[]) as n (source, event_id) using (source, event_id)),
+            """with new as (select * from unnest($1::text[], $2::text[], $3::timestamptz[], $4::text[], $5::text[],
+                                                 $6::text[])
+                                 as n (kind, name, occurred_at, window_id, agent_id, trajectory_id)),
                     told as (select kind, name, occurred_at from new where kind in ('price', 'resolution', 'metric')
                              union select o.kind, o.name, o.occurred_at     -- what a resolution may contradict
                                      from new n join outcomes o on o.kind = 'resolution' and o.name = n.name
                                     where n.kind = 'resolution'),
-                    touched as (
-                        select w.window_id
-                          from told cross join window_lengths l
-                          join windows w on w.length_s = l.length_s and w.starts_at = to_timestamp(
-                               floor(extract(epoch from told.occurred_at) / l.length_s) * l.length_s)
+                    begun as materialized (
+                        select distinct l.length_s, to_timestamp(
+                               floor(extract(epoch from told.occurred_at) / l.length_s) * l.length_s) as starts_at
+                          from told cross join window_lengths l),
+                    touched as materialized (
+                        select w.window_id from begun join windows w using (length_s, starts_at)
                         union select t.window_id from new join trajectories t using (agent_id, trajectory_id)
                                where not t.late
                         union select window_id from new where window_id is not null and agent_id is null
@@ -107,7 +106,7 @@ class OutcomeStore:
                 where exists (select from settlements s where s.window_id = touched.window_id)
                 order by window_id
                on conflict (window_id) do update set touched_at = d.touched_at""",
-            *columns,
+            *(list(column) for column in zip(*facts, strict=True)),
         )
 
     async def known(self, facts: Sequence[FactRow]) -> set[FactKey]:
@@ -132,7 +131,7 @@ def _contents(facts: Sequence[FactRow]) -> tuple[list[Any], ...]:
 
 
 COMPARED = """
-select n.source, n.event_id, n.sequence, o.contradicted
+select n.source, n.event_id, n.sequence
   from unnest($1::text[], $2::uuid[], $3::bigint[], $4::text[], $5::timestamptz[], $6::text[], $7::text[])
     as n (source, event_id, sequence, kind, occurred_at, data, extra)
   join outcomes o using (source, event_id)
@@ -140,7 +139,3 @@ select n.source, n.event_id, n.sequence, o.contradicted
 DIFFERS = (
     "(o.kind, o.occurred_at, o.data, o.extra) is distinct from (n.kind, n.occurred_at, n.data::jsonb, n.extra::jsonb)"
 )
-
-
-def _columns(keys: Sequence[FactKey]) -> tuple[list[str], list[UUID]]:
-    return [source for source, _ in keys], [event_id for _, event_id in keys]
