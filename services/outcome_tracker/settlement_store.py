@@ -141,7 +141,7 @@ class SettlementStore:
         )
         return revision
 
-    async def touched(self, window_ids: Sequence[str] | None = None, limit: int = 500) -> list[Touched]:
+    async def touched(self, window_ids: Sequence[str] | None = None, limit: int = 10_000) -> list[Touched]:
         """Settled windows with facts that their newest settlement has not seen, the longest first."""
         rows = await self.pool.fetch(
             """select d.window_id, w.starts_at, w.ends_at, s.revision, d.forced,

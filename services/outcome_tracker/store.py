@@ -26,7 +26,7 @@ class OutcomeStore:
         return contradicting
 
     async def _insert(self, connection: Connection, facts: Sequence[FactRow]) -> list[Record]:
-        """Gives what is new. In key order, so that trackers that meet wait for each other; of one key the first sent."""
+        """Gives what is new. In key order, so that trackers that meet do not deadlock; of one key the first."""
         ordered = sorted(facts, key=lambda fact: (*fact.key, fact.sequence))
         return await connection.fetch(
             """insert into outcomes (source, event_id, sequence, kind, occurred_at, name, value, window_id, agent_id,
