@@ -56,6 +56,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
         "occurred_at": "2026-11-20T10:04:11.250Z",
         "scenario_id": "ACME@10:04",
         "model": {"name": "traders"},
+        "expects": ["reward", "price:ACME"],
     },
     "step": {
         **_HEAD,

@@ -47,6 +47,11 @@ class WindowClosed(LoopEvent):
 
 
 class WindowResolved(LoopEvent):
+    """The first settlement of a window has revision 1. A later one corrects it, and ``changed`` says what is new.
+
+    ``missing`` and ``contradictions`` say what the facts lack and where they do not agree.
+    """
+
     subject: ClassVar[str] = subjects.WINDOW_RESOLVED
 
     window_id: str
@@ -56,6 +61,8 @@ class WindowResolved(LoopEvent):
     revision: int = 1
     outcomes: int
     missing: list[str] = Field(default_factory=list)
+    contradictions: list[str] = Field(default_factory=list)
+    changed: list[str] = Field(default_factory=list)
 
     @property
     def key(self) -> str:

@@ -22,7 +22,7 @@ OWNERS = {
         "forgotten_runs",
         "retention",
     },
-    "outcome_tracker": {"outcomes", "settlements"},
+    "outcome_tracker": {"outcomes", "settlements", "corrections_due"},
     "scorer": {"groups", "group_members", "judgments", "judge_cache", "judge_cache_runs"},
     "trainer": {"batches", "batch_trajectories", "models", "artifacts"},
     "deployer": {"deployments", "routes", "assignments", "evidence", "incidents", "quarantines"},

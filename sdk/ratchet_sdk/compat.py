@@ -14,7 +14,7 @@ the refused and said in the log, like everything that cannot be recorded. New co
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ratchet_sdk.recorder import Recording
@@ -46,6 +46,7 @@ class TrajectoryRecorder:
         scenario_id: str | None = None,
         goal: str | None = None,
         metadata: Mapping[str, Any] | None = None,
+        expects: Iterable[str] = (),
         trajectory_id: str | None = None,
         **more: Any,
     ) -> str:
@@ -54,6 +55,7 @@ class TrajectoryRecorder:
             scenario_id=scenario_id,
             goal=goal,
             metadata={**more, **(metadata or {})},
+            expects=expects,
             trajectory_id=trajectory_id,
         ).start()
         self._runs[run.trajectory_id] = run

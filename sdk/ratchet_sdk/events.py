@@ -24,6 +24,9 @@ ScenarioId = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]{1,200}$")]
 Name = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]{1,200}$")]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 StepNumber = Annotated[int, Field(ge=0, lt=2**31)]
+EXPECTATION = r"^(reward|knowledge|(fact|price|resolution|metric):[^\x00-\x1f\x7f]{1,200})$"
+Expectation = Annotated[str, Field(pattern=EXPECTATION)]
+MAX_EXPECTATIONS = 32
 
 
 def _as_utc(value: datetime) -> datetime:
@@ -124,11 +127,18 @@ class Event(Wire):
 
 
 class TrajectoryStarted(Event):
+    """``expects``: what the world will tell of this scenario. Its window is settled when that is there, or time is up.
+
+    ``reward`` and ``fact:NAME`` are about this run, ``knowledge`` about it or its window; ``price:SYMBOL`` and
+    ``metric:NAME`` occur within the window, ``resolution:MARKET`` within it or later.
+    """
+
     kind: Literal["trajectory.started"] = "trajectory.started"
     scenario_id: ScenarioId | None = None
     goal: str | None = None
     model: Model | None = None
     metadata: dict[str, Any] = Field(default_factory=dict)
+    expects: list[Expectation] = Field(default_factory=list, max_length=MAX_EXPECTATIONS)
 
 
 class Step(Event):

@@ -10,14 +10,14 @@ from __future__ import annotations
 import atexit
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from pydantic import ValidationError
 
-from ratchet_sdk.events import Event, Wire, message_id, uuid7
+from ratchet_sdk.events import EXPECTATION, MAX_EXPECTATIONS, Event, Wire, message_id, uuid7
 from ratchet_sdk.publisher import Counts, Publisher, ThreadedPublisher
 from ratchet_sdk.redact import Redactor, secrets
 from ratchet_sdk.run import Run
@@ -72,10 +72,14 @@ class Recording:
         goal: str | None = None,
         model: str | Mapping[str, Any] | None = None,
         metadata: Mapping[str, Any] | None = None,
+        expects: Iterable[str] = (),
         trajectory_id: str | None = None,
         started_at: datetime | None = None,
     ) -> Run:
         """A run, to be entered with ``async with``.
+
+        ``expects`` names what the world will tell of it (``reward``, ``fact:NAME``, ``knowledge``, ``price:SYMBOL``,
+        ``metric:NAME``, ``resolution:MARKET``): its window is not judged before, within the operator's limits.
 
         ``model`` is the policy's name where the gateway routes the run, else what the agent acts with (a name, or
         ``{"name": ..., "version": ...}``). A ``started_at`` without a zone is local time.
@@ -85,9 +89,25 @@ class Recording:
             "goal": goal,
             "model": {"name": model} if isinstance(model, str) else model,
             "metadata": metadata or {},
+            "expects": self._expectations(expects),
         }
         began = (started_at or datetime.now(UTC)).astimezone(UTC)
         return Run(self, trajectory_id or str(uuid7()), began, self.copied(opening, "a trajectory's opening"))
+
+    def _expectations(self, expects: Iterable[str]) -> list[str]:
+        """Those that can be read; the others are counted, and do not cost the run its beginning."""
+        copy = self.copied(expects, "what a trajectory expects")
+        found: dict[str, None] = {}
+        for one in copy if isinstance(copy, list) else [copy] if copy else ():
+            if not (isinstance(one, str) and re.fullmatch(EXPECTATION, one)):
+                self.refuse(
+                    f"expects {str(one)[:80]!r}; known are reward, knowledge, fact:, price:, metric:, resolution:NAME"
+                )
+            elif len(found) < MAX_EXPECTATIONS or one in found:
+                found[one] = None
+            else:
+                self.refuse(f"expects {one[:80]!r}: a run expects {MAX_EXPECTATIONS} facts at most")
+        return list(found)
 
     def record(self, event: Event) -> bool:
         """Queue an event as it is. False where it was refused or dropped (counted, never raised)."""

@@ -86,7 +86,7 @@ class Store:
                       select value from outcomes o
                        where o.agent_id = t.agent_id and o.trajectory_id = t.trajectory_id
                          and o.kind = 'trajectory' and o.name = 'reward'
-                       order by sequence desc limit 1) r on true
+                       order by occurred_at desc, event_id desc, source desc limit 1) r on true
                  left join group_members m using (agent_id, trajectory_id)
                  left join groups g using (group_id)
                  left join judgments j on (j.group_id, j.revision, j.agent_id, j.trajectory_id)

@@ -79,6 +79,7 @@ SERVICES: Mapping[str, Role] = {
         publish=(
             *consumes(subjects.TRACKER_OUTCOMES, subjects.TRACKER_CLOSED),
             looks_at(subjects.TRACKER_OUTCOMES.stream),
+            subjects.outcomes("*"),  # what it pulls comes in where the world's facts do
             subjects.WINDOW_RESOLVED,
         ),
         subscribe=(subjects.command("outcome_tracker", "*"),),

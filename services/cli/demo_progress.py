@@ -15,7 +15,7 @@ from services.cli.report_domain import Measured, t_interval
 
 SHOWN_STATE = """
 select (select count(*) from windows where state = 'closed' and trajectories > 0)   as closed,
-       (select count(*) from settlements s join windows w using (window_id)
+       (select count(distinct s.window_id) from settlements s join windows w using (window_id)
          where s.state = 'settled' and w.trajectories > 0)                            as settled,
        (select count(*) from trajectories where policy = :'policy')                   as trajectories,
        (select count(*) from groups where state in ('scored', 'tie'))                 as groups,

@@ -13,7 +13,7 @@ from typing import Any
 
 import typer
 
-from services.cli import admitting, change, dead, doctor, forgetting, launch, observe, transfer
+from services.cli import admitting, change, dead, doctor, forgetting, launch, observe, outcomes, transfer
 from shared.errors import RatchetError, RetryLaterError
 
 WRONG_INPUT, BUG, TRY_LATER, INTERRUPTED = 2, 70, 75, 130
@@ -34,6 +34,7 @@ agents = typer.Typer(help="The agents that were seen; their credentials and gate
 letters = typer.Typer(
     help="What could never be handled, with its reason; show it, send it again.", rich_markup_mode=None
 )
+told = typer.Typer(help="What the world said of each window; fill past ones.", rich_markup_mode=None)
 
 app.command()(launch.up)
 app.command()(launch.demo)
@@ -59,6 +60,10 @@ app.command()(change.train)
 app.command()(change.deploy)
 app.command()(change.rollback)
 app.command()(doctor.doctor)
+app.add_typer(told, name="outcomes")
+told.callback(invoke_without_command=True)(outcomes.outcomes)
+told.command()(outcomes.show)
+told.command()(outcomes.sync)
 app.add_typer(letters, name="dead")
 letters.callback(invoke_without_command=True)(dead.dead)
 letters.command()(dead.show)

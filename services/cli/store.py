@@ -73,7 +73,7 @@ async def members(pool: Pool, group_ids: Sequence[str]) -> list[Row]:
                   select value from outcomes o
                    where o.agent_id = t.agent_id and o.trajectory_id = t.trajectory_id
                      and o.kind = 'trajectory' and o.name = 'reward'
-                   order by sequence desc limit 1) r on true
+                   order by occurred_at desc, event_id desc, source desc limit 1) r on true
             where g.group_id = any($1::text[])
             order by j.group_id, j.rank, j.agent_id, j.trajectory_id""",
         list(group_ids),
@@ -91,7 +91,7 @@ async def runs(pool: Pool, window_id: str | None, policy: str | None) -> list[Ro
                   select value from outcomes o
                    where o.agent_id = t.agent_id and o.trajectory_id = t.trajectory_id
                      and o.kind = 'trajectory' and o.name = 'reward'
-                   order by sequence desc limit 1) r on true
+                   order by occurred_at desc, event_id desc, source desc limit 1) r on true
             where ($1::text is null or t.window_id = $1) and ($2::text is null or t.policy = $2)
             order by t.started_at, t.agent_id, t.trajectory_id""",
         window_id,

@@ -1,17 +1,14 @@
-"""All SQL of the outcome tracker: ``outcomes`` and ``settlements``, which it alone writes."""
+"""The tracker's SQL for facts: ``outcomes``, and in ``corrections_due`` the closed windows that new ones touch."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
-from services.outcome_tracker.domain import FactRow, Mark, Seen
-from shared.database import Pool, Record, rewrite
+from services.outcome_tracker.domain import FactKey, FactRow
+from shared.database import Connection, Pool, Record, rewrite
 from shared.errors import GiveUpError
-from shared.events import WindowResolved
 
 # What is left of a fact about a run that is forgotten: which fact it was and its value, no note and no knowledge.
 BARE = """case kind when 'knowledge' then jsonb_build_object('window_id', window_id, 'agent_id', agent_id,
@@ -20,47 +17,112 @@ BARE = """case kind when 'knowledge' then jsonb_build_object('window_id', window
                                             'value', value, 'note', null) end"""
 
 
-@dataclass(frozen=True)
-class Waiting:
-    """A closed window that is not settled yet."""
-
-    window_id: str
-    revision: int
-    starts_at: datetime
-    ends_at: datetime
-    waited_s: float
-    barrier: Mark | None
+def _is_forgotten(fact: str) -> str:
+    return f"""exists (select from forgotten_runs r where r.agent_id = {fact}.agent_id
+                                                  and r.trajectory_id = {fact}.trajectory_id)"""  # our own names
 
 
 class OutcomeStore:
     def __init__(self, pool: Pool) -> None:
         self.pool = pool
 
-    async def add(self, facts: Sequence[FactRow]) -> None:
-        """Store facts, each (source, event id) once: the first stays. Of a forgotten run no words are kept."""
-        await self.pool.execute(
+    async def add(self, facts: Sequence[FactRow]) -> frozenset[int]:
+        """Store facts, each (source, event id) once: the first stays. Gives the sequences of what contradicts it.
+
+        Of a forgotten run no words are kept.
+        """
+        async with self.pool.acquire() as connection, connection.transaction():
+            new = await self._insert(connection, facts)
+            contradicting: frozenset[int] = frozenset()
+            if len(new) < len(facts):
+                contradicting, marked = await self._contradicting(connection, facts)
+                new += marked
+            await self._touch(connection, new)
+        return contradicting
+
+    async def _insert(self, connection: Connection, facts: Sequence[FactRow]) -> list[Record]:
+        """Gives what is new. In key order, so that trackers that meet do not deadlock; of one key the first."""
+        ordered = sorted(facts, key=lambda fact: (*fact.key, fact.sequence))
+        return await connection.fetch(
             f"""insert into outcomes (source, event_id, sequence, kind, occurred_at, name, value, window_id, agent_id,
-                                     trajectory_id, data)
-               select source, event_id, sequence, kind, occurred_at, name, value, window_id, agent_id,
-                      trajectory_id, case when exists (select from forgotten_runs r where r.agent_id = f.agent_id
-                                                          and r.trajectory_id = f.trajectory_id)
-                                          then {BARE} else data::jsonb end
+                                     trajectory_id, data, extra)
+               select source, event_id, sequence, kind, occurred_at, name, value, window_id, agent_id, trajectory_id,
+                      case when {_is_forgotten("f")} then {BARE} else data::jsonb end,
+                      case when {_is_forgotten("f")} then '{{}}' else extra::jsonb end
                  from unnest($1::text[], $2::uuid[], $3::bigint[], $4::text[], $5::timestamptz[], $6::text[],
-                             $7::double precision[], $8::text[], $9::text[], $10::text[], $11::text[])
+                             $7::double precision[], $8::text[], $9::text[], $10::text[], $11::text[], $12::text[])
+                      with ordinality
                    as f (source, event_id, sequence, kind, occurred_at, name, value, window_id, agent_id,
-                         trajectory_id, data)
-               on conflict (source, event_id) do nothing""",  # noqa: S608  # our own literal
-            [f.source for f in facts],
-            [f.event_id for f in facts],
-            [f.sequence for f in facts],
-            [f.kind for f in facts],
-            [f.occurred_at for f in facts],
-            [f.name for f in facts],
-            [f.value for f in facts],
-            [f.window_id for f in facts],
-            [f.agent_id for f in facts],
-            [f.trajectory_id for f in facts],
-            [json.dumps(f.data, allow_nan=False) for f in facts],
+                         trajectory_id, data, extra, place)
+                order by place
+               on conflict (source, event_id) do nothing
+               returning kind, name, occurred_at, window_id, agent_id, trajectory_id""",  # noqa: S608  # our own literals
+            [f.source for f in ordered],
+            [f.event_id for f in ordered],
+            [f.sequence for f in ordered],
+            [f.kind for f in ordered],
+            [f.occurred_at for f in ordered],
+            [f.name for f in ordered],
+            [f.value for f in ordered],
+            [f.window_id for f in ordered],
+            [f.agent_id for f in ordered],
+            [f.trajectory_id for f in ordered],
+            [json.dumps(f.data, allow_nan=False) for f in ordered],
+            [json.dumps(f.extra, allow_nan=False) for f in ordered],
+        )
+
+    async def _contradicting(
+        self, connection: Connection, facts: Sequence[FactRow]
+    ) -> tuple[frozenset[int], list[Record]]:
+        """Facts whose id is stored with other content, by sequence; and the rows that are marked for it just now."""
+        rows = await connection.fetch(
+            f"{COMPARED} where {DIFFERS}",
+            *_contents(facts),
+        )
+        marked = await connection.fetch(
+            """update outcomes o set contradicted = true
+                 from unnest($1::text[], $2::uuid[]) as n (source, event_id)
+                where o.source = n.source and o.event_id = n.event_id and not o.contradicted
+               returning o.kind, o.name, o.occurred_at, o.window_id, o.agent_id, o.trajectory_id""",
+            [row["source"] for row in rows],
+            [row["event_id"] for row in rows],
+        )
+        return frozenset(row["sequence"] for row in rows), marked
+
+    async def _touch(self, connection: Connection, facts: Sequence[Record]) -> None:
+        """Note the windows that wait for their settlement, or have one, and that these facts say something about.
+
+        A note that is there already is written again: the lock keeps a settlement that is being made from taking it
+        off before it can see these facts.
+        """
+        if not facts:
+            return
+        await connection.execute(
+            """with new as (select * from unnest($1::text[], $2::text[], $3::timestamptz[], $4::text[], $5::text[],
+                                                 $6::text[])
+                                 as n (kind, name, occurred_at, window_id, agent_id, trajectory_id)),
+                    told as (select kind, name, occurred_at from new where kind in ('price', 'resolution', 'metric')
+                             union select o.kind, o.name, o.occurred_at     -- what a resolution may contradict
+                                     from new n join outcomes o on o.kind = 'resolution' and o.name = n.name
+                                    where n.kind = 'resolution'),
+                    begun as materialized (
+                        select distinct l.length_s, to_timestamp(
+                               floor(extract(epoch from told.occurred_at) / l.length_s) * l.length_s) as starts_at
+                          from told cross join window_lengths l),
+                    touched as materialized (
+                        select w.window_id from begun join windows w using (length_s, starts_at)
+                        union select t.window_id from new join trajectories t using (agent_id, trajectory_id)
+                               where not t.late
+                        union select window_id from new where window_id is not null and agent_id is null
+                        union select t.window_id from new join trajectories t
+                                  on t.expects @> array['resolution:' || new.name] and t.expects <> '{}'
+                               where new.kind = 'resolution')
+               insert into corrections_due as d (window_id)
+               select window_id from touched
+                where exists (select from settlements s where s.window_id = touched.window_id)
+                order by window_id
+               on conflict (window_id) do update set touched_at = d.touched_at""",
+            *(list(column) for column in zip(*facts, strict=True)),
         )
 
     async def forget(self, agents: Sequence[str], trajectories: Sequence[str]) -> int:
@@ -71,9 +133,10 @@ class OutcomeStore:
         async with self.pool.acquire() as connection, connection.transaction():
             await connection.execute("lock table outcomes in share row exclusive mode")
             done: str = await connection.execute(
-                f"""update outcomes set data = {BARE}
+                f"""update outcomes set data = {BARE}, extra = '{{}}'
                      where (agent_id, trajectory_id) in (select * from unnest($1::text[], $2::text[]))
-                       and kind in ('trajectory', 'knowledge') and data <> {BARE}""",  # noqa: S608  # our own literal
+                       and kind in ('trajectory', 'knowledge')
+                       and (data <> {BARE} or extra <> '{{}}')""",  # noqa: S608  # our own literal
                 list(agents),
                 list(trajectories),
             )
@@ -84,117 +147,33 @@ class OutcomeStore:
             raise GiveUpError(f"the outcome tracker rewrites outcomes, not {table[:80]!r}")
         await rewrite(self.pool, table)
 
-    async def wait_for(self, window_id: str, close_revision: int) -> bool:
-        """Begin to wait for a closed window's outcomes; False if there is no such window. Twice is once."""
-        found = await self.pool.fetchval(
-            """with closed as (select window_id from windows where window_id = $1),
-                    begun as (insert into settlements (window_id, revision, close_revision)
-                              select window_id, 1, $2 from closed on conflict do nothing)
-               select window_id from closed""",
-            window_id,
-            close_revision,
-        )
-        return found is not None
-
-    async def due(self, min_s: float) -> list[Waiting]:
-        """Windows that have waited ``min_s`` by the database's clock, the oldest first."""
+    async def known(self, facts: Sequence[FactRow]) -> set[FactKey]:
+        """Which of these are stored as they are, or are known to contradict what is stored."""
         rows = await self.pool.fetch(
-            """select s.window_id, s.revision, w.starts_at, w.ends_at, s.barrier_created, s.barrier_sequence,
-                      extract(epoch from now() - s.wait_from)::double precision as waited_s
-                 from settlements s join windows w using (window_id)
-                where s.state = 'waiting' and s.wait_from <= now() - make_interval(secs => $1)
-                order by s.wait_from""",
-            min_s,
+            f"{COMPARED} where o.contradicted or not {DIFFERS}",
+            *_contents(facts),
         )
-        return [_waiting(row) for row in rows]
-
-    async def set_barrier(self, window_id: str, revision: int, mark: Mark) -> Mark:
-        """Write the barrier once; what stands there afterwards, ours or another replica's, is returned."""
-        row = await self.pool.fetchrow(
-            """update settlements
-                  set barrier_created = coalesce(barrier_created, $3),
-                      barrier_sequence = coalesce(barrier_sequence, $4)
-                where window_id = $1 and revision = $2
-               returning barrier_created, barrier_sequence""",
-            window_id,
-            revision,
-            mark.created,
-            mark.sequence,
-        )
-        assert row is not None, "a settlement is never deleted"
-        return Mark(row["barrier_created"], row["barrier_sequence"])
-
-    async def seen_in(self, starts_at: datetime, ends_at: datetime) -> list[Seen]:
-        """Facts about the world that occurred in [starts_at, ends_at), in order of time."""
-        rows = await self.pool.fetch(
-            """select kind, name, value, data from outcomes
-                where kind in ('price', 'resolution', 'metric') and occurred_at >= $1 and occurred_at < $2
-                order by occurred_at, sequence, source, event_id""",
-            starts_at,
-            ends_at,
-        )
-        return [Seen(row["kind"], row["name"], row["value"], row["data"]) for row in rows]
-
-    async def about_runs(self, window_id: str) -> tuple[int, int, int]:
-        """Of a window: later facts about its runs, pieces of knowledge, and its runs without a reward."""
-        row = await self.pool.fetchrow(
-            """with runs as (select agent_id, trajectory_id from trajectories where window_id = $1 and not late),
-                    facts as (select o.agent_id, o.trajectory_id, o.kind, o.name
-                                from outcomes o join runs using (agent_id, trajectory_id))
-               select (select count(*) from facts where kind = 'trajectory') as facts,
-                      (select count(*) from facts where kind = 'knowledge')
-                    + (select count(*) from outcomes
-                        where window_id = $1 and kind = 'knowledge' and agent_id is null) as knowledge,
-                      (select count(*) from runs r where not exists (
-                          select from facts f where f.agent_id = r.agent_id and f.trajectory_id = r.trajectory_id
-                                                and f.kind = 'trajectory' and f.name = 'reward')) as unrewarded""",
-            window_id,
-        )
-        assert row is not None, "a select of counts gives a row"
-        return row["facts"], row["knowledge"], row["unrewarded"]
-
-    async def settle(
-        self, window_id: str, revision: int, facts: dict[str, Any], outcomes: int, missing: Sequence[str]
-    ) -> bool:
-        """Settle a waiting window; False where it was settled already: a settlement is never overwritten."""
-        done = await self.pool.fetchval(
-            """update settlements
-                  set state = 'settled', facts = $3, outcomes = $4, missing = $5, settled_at = now()
-                where window_id = $1 and revision = $2 and state = 'waiting'
-               returning true""",
-            window_id,
-            revision,
-            facts,
-            outcomes,
-            list(missing),
-        )
-        return bool(done)
-
-    async def unannounced(self) -> list[WindowResolved]:
-        rows = await self.pool.fetch(
-            """select s.window_id, w.starts_at, w.ends_at, s.close_revision, s.revision, s.outcomes, s.missing
-                 from settlements s join windows w using (window_id)
-                where s.state = 'settled' and s.announced_at is null
-                order by s.settled_at limit 1000"""
-        )
-        return [WindowResolved(**dict(row)) for row in rows]
-
-    async def set_announced(self, window_id: str, revision: int) -> None:
-        await self.pool.execute(
-            "update settlements set announced_at = now() where window_id = $1 and revision = $2", window_id, revision
-        )
-
-    async def oldest_wait_s(self) -> float:
-        """How long the longest waiting window has waited; 0 where none waits."""
-        waited: float = await self.pool.fetchval(
-            """select coalesce(extract(epoch from now() - min(wait_from)), 0)::double precision
-                 from settlements where state = 'waiting'"""
-        )
-        return waited
+        return {(row["source"], row["event_id"]) for row in rows}
 
 
-def _waiting(row: Record) -> Waiting:
-    barrier = None
-    if row["barrier_sequence"] is not None:
-        barrier = Mark(row["barrier_created"], row["barrier_sequence"])
-    return Waiting(row["window_id"], row["revision"], row["starts_at"], row["ends_at"], row["waited_s"], barrier)
+def _contents(facts: Sequence[FactRow]) -> tuple[list[Any], ...]:
+    return (
+        [f.source for f in facts],
+        [f.event_id for f in facts],
+        [f.sequence for f in facts],
+        [f.kind for f in facts],
+        [f.occurred_at for f in facts],
+        [json.dumps(f.data, allow_nan=False) for f in facts],
+        [json.dumps(f.extra, allow_nan=False) for f in facts],
+    )
+
+
+COMPARED = """
+select n.source, n.event_id, n.sequence
+  from unnest($1::text[], $2::uuid[], $3::bigint[], $4::text[], $5::timestamptz[], $6::text[], $7::text[])
+    as n (source, event_id, sequence, kind, occurred_at, data, extra)
+  join outcomes o using (source, event_id)
+"""
+# Of a forgotten run nothing is left to compare with.
+DIFFERS = f"""(not {_is_forgotten("o")} and (o.kind, o.occurred_at, o.data, o.extra)
+    is distinct from (n.kind, n.occurred_at, n.data::jsonb, n.extra::jsonb))"""

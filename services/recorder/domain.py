@@ -74,6 +74,7 @@ class RunSeen:
     scenario_id: str | None = None
     model_name: str | None = None
     model_version: str | None = None
+    expects: tuple[str, ...] = ()
     status: str = "open"
     ended_at: datetime | None = None
     step_count: int | None = None
@@ -115,6 +116,7 @@ def runs_of(events: Iterable[Received], window_s: int) -> dict[RunKey, RunSeen]:
                     scenario_id=event.scenario_id,
                     model_name=model.name if model else None,
                     model_version=model.version if model else None,
+                    expects=tuple(sorted(set(event.expects))),
                 )
             case TrajectoryEnded() if run.ended_sequence is None:
                 run = replace(

@@ -16,12 +16,13 @@ from uuid import UUID
 import msgspec
 from msgspec import Meta, Struct
 from ratchet_sdk import events
-from ratchet_sdk.events import uuid7_time
+from ratchet_sdk.events import EXPECTATION, MAX_EXPECTATIONS, uuid7_time
 
 Policy = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{1,64}\Z")]
 RunId = Annotated[str, Meta(pattern=r"^[A-Za-z0-9._:~-]{1,128}\Z")]
 Name = Annotated[str, Meta(pattern=r"^[^\x00-\x1f\x7f]{1,200}\Z")]
 StepNumber = Annotated[int, Meta(ge=0, lt=2**31)]
+Expectation = Annotated[str, Meta(pattern=EXPECTATION.removesuffix("$") + r"\Z")]
 Instant = Annotated[datetime, Meta(tz=True)]
 Fields = dict[str, Any]
 # gc=False: events are trees, which nothing in them refers back into; the collector need not look at them.
@@ -89,6 +90,7 @@ class TrajectoryStarted(_Event, frozen=True, gc=False, kw_only=True, tag="trajec
     goal: str | None = None
     model: Model | None = None
     metadata: Fields = {}
+    expects: Annotated[list[Expectation], Meta(max_length=MAX_EXPECTATIONS)] = []
 
 
 class Step(_Event, frozen=True, gc=False, kw_only=True, tag="step"):

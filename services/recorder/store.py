@@ -206,17 +206,18 @@ class EventStore:
             """insert into trajectories as t
                       (agent_id, trajectory_id, policy, window_id, scenario_id, started_at, clock_skewed,
                        first_sequence, started, model_name, model_version, status, ended_at, step_count,
-                       ended_sequence, consistent, late)
+                       ended_sequence, consistent, expects, late)
                select n.agent_id, n.trajectory_id, n.policy, n.window_id, coalesce(n.scenario_id, n.window_id),
                       n.started_at, n.clock_skewed, n.first_sequence, n.started, n.model_name, n.model_version,
                       n.status, n.ended_at, n.step_count, n.ended_sequence, n.consistent,
+                      string_to_array(n.expects, E'\\n'),
                       w.state = 'closed' or n.first_sequence > coalesce(w.barrier_sequence, n.first_sequence)
                  from unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::timestamptz[],
                              $7::bool[], $8::bigint[], $9::bool[], $10::text[], $11::text[], $12::text[],
-                             $13::timestamptz[], $14::int[], $15::bigint[], $16::bool[])
+                             $13::timestamptz[], $14::int[], $15::bigint[], $16::bool[], $17::text[])
                         as n (agent_id, trajectory_id, policy, window_id, scenario_id, started_at, clock_skewed,
                               first_sequence, started, model_name, model_version, status, ended_at, step_count,
-                              ended_sequence, consistent)
+                              ended_sequence, consistent, expects)
                  join windows w using (window_id)
                 order by n.agent_id, n.trajectory_id
                on conflict (agent_id, trajectory_id) do update set
@@ -228,6 +229,7 @@ class EventStore:
                   started = t.started or excluded.started,
                   model_name = coalesce(t.model_name, excluded.model_name),
                   model_version = coalesce(t.model_version, excluded.model_version),
+                  expects = case when t.started then t.expects else excluded.expects end,
                   status = case when t.status = 'open' then excluded.status else t.status end,
                   ended_at = coalesce(t.ended_at, excluded.ended_at),
                   step_count = coalesce(t.step_count, excluded.step_count),
@@ -259,10 +261,11 @@ class EventStore:
                         run.step_count,
                         run.ended_sequence,
                         run.consistent,
+                        "\n".join(run.expects),  # their names hold no control characters
                     )
                     for key, run in runs.items()
                 ),
-                16,
+                17,
             ),
         )
         return sum(row["new"] and row["late"] for row in rows)

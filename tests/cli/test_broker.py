@@ -292,7 +292,7 @@ async def test_letting_an_agent_in_disturbs_nobody(
 # the services -------------------------------------------------------------------------------------
 MAY = {
     "steps.agent-1": {"gateway"},
-    "outcomes.market": {"world"},
+    "outcomes.market": {"world", "outcome_tracker"},
     "window.closed": {"recorder"},
     "window.resolved": {"outcome_tracker"},
     "group.scored": {"scorer"},
@@ -309,6 +309,7 @@ MAY = {
     "command.trainer.readiness": {"admin"},
     "command.trainer.train": set(),
     "command.deployer.deploy": set(),
+    "command.outcome_tracker.sync": set(),
     "command.admin.add_agent": set(),
     "$JS.API.CONSUMER.MSG.NEXT.STEPS.recorder": {"recorder"},
     "$JS.API.CONSUMER.MSG.NEXT.LOOP.scorer_window_resolved": {"scorer"},
@@ -335,6 +336,7 @@ HEARD = {
     "gateway.health": {"deployer"},
     "command.recorder.close_window": {"recorder"},
     "command.trainer.train": {"trainer"},
+    "command.outcome_tracker.sync": {"outcome_tracker"},
     "command.deployer.rollback": {"deployer"},
     "command.admin.add_agent": {"admin"},
     **{f"_INBOX_{name}.x": {name} for name in broker.SERVICES},

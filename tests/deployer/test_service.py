@@ -415,6 +415,29 @@ async def test_each_event_may_come_twice(house: House) -> None:
     assert await house.pool.fetchval("select array_agg(revision order by revision) from routes") == [1, 2, 3]
 
 
+async def test_a_corrected_window_is_measured_anew_and_counted_once(house: House) -> None:
+    """``window.resolved`` comes again with the next revision: a reward came later, or was told otherwise."""
+    window = await house.canary()
+    event = await house.played(window, {"v0": 0.0, "v1": 0.0})
+    await house.deployer.resolved(event)
+    assert await house.pool.fetchval("select array_agg(difference) from evidence") == [0]
+    await house.pool.execute(
+        """insert into outcomes
+                  (source, event_id, kind, occurred_at, sequence, name, value, agent_id, trajectory_id, data)
+           select 'market', gen_random_uuid(), 'trajectory', $1, 2, 'reward', 1, a.agent_id, a.trajectory_id, '{}'
+             from assignments a where a.version = 'v1'""",
+        window.ends_at + timedelta(days=2),
+    )
+    corrected = event.model_copy(update={"revision": 2, "changed": ["reward"]})
+    for _ in range(2):
+        await house.deployer.resolved(corrected)
+    [row] = await house.pool.fetch("select runs, difference from evidence")
+    assert row["difference"] == pytest.approx(1 - 0.15)
+    assert await house.pool.fetchval("select evidence->'n' from deployments where version = 'v1'") == 1
+    runs = await house.pool.fetchval("select count(*) from trajectories")
+    assert await house.pool.fetchval("select count(*) from assignments") == runs
+
+
 class Away:
     """A broker that is gone between the commit and the announcement."""
 

@@ -1,4 +1,4 @@
-"""What becomes a fact, when a window is settled, and what its facts come to."""
+"""What becomes a fact, and what is wrong with what does not."""
 
 from __future__ import annotations
 
@@ -9,27 +9,13 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from ratchet_sdk.events import outcomes, uuid7
 
-from services.outcome_tracker.domain import (
-    Mark,
-    Position,
-    Seen,
-    Settle,
-    TakeBarrier,
-    Wait,
-    change,
-    fact_row,
-    missing_rewards,
-    next_move,
-    source_of,
-    storable,
-    window_facts,
-)
+from services.outcome_tracker.domain import FAULTS, fact_row, fault_of, source_of, storable
 from shared.errors import GiveUpError
 
 NOW = datetime(2026, 11, 20, 10, 30, tzinfo=UTC)
-CREATED = datetime(2026, 11, 1, tzinfo=UTC)
 
 
 def event(kind: str, content: dict[str, Any], occurred_at: datetime = NOW) -> bytes:
@@ -114,84 +100,45 @@ def test_the_source_is_the_last_token() -> None:
     assert source_of("outcomes.market-1") == "market-1"
 
 
-# settling ---------------------------------------------------------------------------------------
-def at(end: int, floor: int, created: datetime = CREATED) -> Position:
-    return Position(Mark(created, end), floor)
-
-
-def test_a_window_is_settled_in_its_order() -> None:
-    limits = {"min_s": 10.0, "max_s": 60.0}
-    mark = Mark(CREATED, 5)
-    assert next_move(9.9, None, at(5, 5), **limits) == Wait()
-    assert next_move(9.9, mark, at(5, 5), **limits) == Wait()
-    assert next_move(10, None, at(5, 5), **limits) == TakeBarrier(mark)
-    assert next_move(10, mark, at(9, 4), **limits) == Wait()
-    assert next_move(10, mark, at(9, 5), **limits) == Settle()
-    assert next_move(60, mark, at(9, 5), **limits) == Settle()
-    assert next_move(60, mark, at(9, 3), **limits) == Settle(("the barrier (2 outcomes are not read yet)",))
-    anew = next_move(10, mark, at(9, 9, CREATED + timedelta(days=1)), **limits)
-    assert anew == Settle(("the barrier (the stream of outcomes was made anew)",))
-
-
-@given(st.floats(0, 100), st.integers(0, 20), st.integers(0, 20), st.booleans(), st.floats(0, 50), st.floats(0, 50))
-def test_no_window_is_settled_early_nor_waits_for_ever(
-    waited_s: float, end: int, floor: int, known: bool, min_s: float, more_s: float
-) -> None:
-    barrier = Mark(CREATED, end) if known else None
-    move = next_move(waited_s, barrier, at(end, floor), min_s=min_s, max_s=min_s + more_s)
-    if isinstance(move, Settle):
-        assert waited_s >= min_s
-        assert barrier is not None
-        assert bool(move.missing) == (floor < end)
-    if barrier is not None and waited_s >= min_s + more_s:
-        assert isinstance(move, Settle)
-
-
-def test_missing_rewards_are_counted() -> None:
-    assert [missing_rewards(n) for n in (0, 1, 3)] == [(), ("reward of 1 run",), ("reward of 3 runs",)]
-
-
-# a window's facts -------------------------------------------------------------------------------
-def test_a_window_comes_to_its_first_and_last_and_what_was_said() -> None:
-    seen = [
-        Seen("price", "A", 2.0, {"volume": 5, "sentiment": 0.5, "news": "up"}),
-        Seen("metric", "vix", 1.0, {}),
-        Seen("price", "A", 9.0, {"volume": None, "sentiment": -1.0, "news": "up"}),
-        Seen("price", "B", 0.0, {}),
-        Seen("price", "A", 3.0, {"volume": 2, "news": "down"}),
-        Seen("price", "B", 1.0, {}),
-        Seen("resolution", "m", 0.4, {"question": "q", "outcome": "no", "final_probability": 0.4, "extra": 1}),
-        Seen("resolution", "m", 1.0, {"question": "q", "outcome": "yes", "final_probability": 1.0, "volume": 7}),
-        Seen("metric", "vix", 2.0, {}),
-    ]
-    assert window_facts(seen, knowledge=4) == {
-        "prices": {
-            "A": {"first": 2.0, "last": 3.0, "change": 0.5, "volume": 7, "sentiment": -0.25, "news": ["up", "down"]},
-            "B": {"first": 0.0, "last": 1.0, "change": None, "volume": None, "sentiment": None, "news": []},
-        },
-        "resolutions": {"m": {"question": "q", "outcome": "yes", "final_probability": 1.0, "volume": 7}},
-        "metrics": {"vix": {"value": 2.0, "count": 2}},
-        "knowledge": 4,
+def test_what_the_contract_does_not_know_of_the_event_is_kept_beside_its_data() -> None:
+    data = json.loads(event("metric", {"name": "m", "value": 1, "unit": "s"})) | {"from": "desk\0", "region": {"n": 1}}
+    fact = fact_row(outcomes.validate_python(data), source="market", sequence=7, published_at=NOW)
+    assert fact.data == {
+        "name": "m",
+        "value": 1.0,
+        "unit": "s",
+        "ratchet_note": "1 NUL characters were replaced",
     }
-    assert window_facts([], knowledge=0) == {"prices": {}, "resolutions": {}, "metrics": {}, "knowledge": 0}
+    assert fact.extra == {"from": "desk\N{REPLACEMENT CHARACTER}", "region": {"n": 1}}
+    assert fact.key == ("market", fact.event_id)
 
 
-def test_a_flood_of_news_is_cut_and_says_so() -> None:
-    facts = window_facts([Seen("price", "A", 1.0, {"news": f"news {n}"}) for n in range(23)], knowledge=0)
-    assert len(facts["prices"]["A"]["news"]) == 20
-    assert facts["prices"]["A"]["news_left_out"] == 3
+@pytest.mark.parametrize(
+    ("kind", "content", "fault"),
+    [
+        ("rumour", {}, "unknown kind"),
+        ("price", {"symbol": "A", "price": float("nan")}, "not finite"),
+        ("price", {"symbol": "A", "price": float("-inf")}, "not finite"),
+        ("price", {"symbol": "A", "price": "NaN"}, "not finite"),
+        ("knowledge", {"window_id": "w", "data": {"x": float("nan")}}, "not finite"),
+        ("price", {"symbol": "A", "price": 1, "volume": -1}, "negative volume"),
+        ("resolution", {"market_id": "m", "question": "", "outcome": "", "volume": -1e-9}, "negative volume"),
+        ("resolution", {"market_id": "m", "question": "", "outcome": "", "final_probability": -1}, "malformed"),
+        ("price", {"symbol": "A"}, "malformed"),
+        ("knowledge", {"data": {}}, "malformed"),
+    ],
+)
+def test_a_metric_says_what_is_wrong(kind: str, content: dict[str, Any], fault: str) -> None:
+    with pytest.raises((ValidationError, GiveUpError)) as refused:
+        row(kind, content)
+    assert fault_of(refused.value) == fault
+    assert fault in FAULTS
 
 
-finite_floats = st.floats(allow_nan=False, allow_infinity=False)
-
-
-@given(st.lists(st.tuples(finite_floats, finite_floats, finite_floats.map(abs)), min_size=1, max_size=6))
-def test_no_price_however_odd_makes_a_fact_that_is_no_json(rows: list[tuple[float, float, float]]) -> None:
-    seen = [Seen("price", "A", price, {"sentiment": mood, "volume": volume}) for price, mood, volume in rows]
-    json.dumps(window_facts(seen, knowledge=0), allow_nan=False)
-
-
-@given(finite_floats.filter(bool), st.floats(-1, 1))
-def test_change_is_relative_to_the_first_price(first: float, relative: float) -> None:
-    found = change(first, first * (1 + relative))
-    assert found is None or found == pytest.approx(relative, rel=1e-6, abs=1e-6) or abs(first) < 1e-300
+def test_a_fact_from_the_future_has_a_fault_of_its_own() -> None:
+    with pytest.raises(GiveUpError) as refused:
+        row("metric", {"name": "m", "value": 1}, NOW + timedelta(hours=1))
+    assert fault_of(refused.value) == "from the future"
+    with pytest.raises(ValidationError) as no_kind:
+        outcomes.validate_json(b"{}")
+    assert fault_of(no_kind.value) == "unknown kind"

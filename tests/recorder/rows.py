@@ -21,7 +21,11 @@ from tests.recorder.events import (
 TABLES = ("windows", "trajectories", "steps", "llm_calls", "bodies", "seen_agents")
 VOLATILE = {"received_at", "first_stored_at"}
 SENT = (
-    started(scenario_id="sunny", model={"name": "traders", "version": "v1"}),
+    started(
+        scenario_id="sunny",
+        model={"name": "traders", "version": "v1"},
+        expects=["reward", "price:IRON, forged", "reward", "fact:a\u2028b"],
+    ),
     call_made("c", response=reply(token_ids=[1]), prompt_token_ids=[2], model_version="v1", usage={"prompt_tokens": 3}),
     step(0, llm_calls=[{"call_id": "c", "purpose": "reasoning"}], action={"type": "buy", "result": 1}, reward=0.5),
     ended(),

@@ -16,7 +16,11 @@ from tests.recorder.events import call_made, encoded, ended, reply, started, ste
 
 EVENTS = [
     started(
-        scenario_id="sunny", goal="earn", model={"name": "traders", "version": "v1"}, metadata={"a": [1, {"b": 2}]}
+        scenario_id="sunny",
+        goal="earn",
+        model={"name": "traders", "version": "v1"},
+        metadata={"a": [1, {"b": 2}]},
+        expects=["reward", "price:IRON"],
     ),
     step(
         0,

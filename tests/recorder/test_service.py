@@ -47,6 +47,10 @@ HOSTILE = {
     "no zone": GOOD.replace(b"Z", b""),
     "a step beyond int4": GOOD.replace(b'"step":0', b'"step":2147483648'),
     "a reward that is no number": GOOD.replace(b'"step":0', b'"step":0,"reward":NaN'),
+    "an expectation of nothing known": encoded(started()).replace(b'"expects":[]', b'"expects":["luck"]'),
+    "too many expectations": encoded(started()).replace(
+        b'"expects":[]', b'"expects":["reward"' + b',"reward"' * 32 + b"]"
+    ),
     "deep": b'{"a":' * 100_000,
     "no window": encoded(step(0, started_at=datetime(1, 1, 1, tzinfo=UTC))),
 }

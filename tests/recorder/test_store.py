@@ -58,6 +58,7 @@ async def test_rows_say_what_operators_ask_for(pool: Pool) -> None:
     run = await one(pool, "trajectories")
     assert (run["window_id"], run["scenario_id"], run["policy"]) == (WINDOW_ID, "sunny", "default")
     assert (run["model_name"], run["model_version"]) == ("traders", "v1")
+    assert run["expects"] == ["fact:a\u2028b", "price:IRON, forged", "reward"]
     assert (run["status"], run["step_count"], run["late"], run["clock_skewed"]) == ("completed", 1, False, False)
     assert run["started_at"] == START
     row = await one(pool, "steps")

@@ -128,7 +128,8 @@ async def add_fact(pool: Pool, agent_id: str, name: str, value: float, note: str
     await pool.execute(
         """insert into outcomes (source, event_id, kind, occurred_at, sequence, name, value, agent_id, trajectory_id,
                                  data)
-           values ('market', $1, 'trajectory', $2, (select count(*) from outcomes), $3, $4, $5, 't', $6)""",
+           select 'market', $1, 'trajectory', $2::timestamptz + n * interval '1 microsecond', n, $3, $4, $5, 't', $6
+             from (select count(*) as n from outcomes) o""",
         uuid7(),
         ENDS,
         name,

@@ -85,6 +85,27 @@ async def test_a_run_is_published_as_the_contract_says(recorder: Recorder, bus: 
     assert (end.final, end.metrics) == ({"balance": 97, "profit": -3}, {"steps": 1})
 
 
+async def test_a_run_says_what_the_world_will_tell_of_it(recorder: Recorder, bus: Bus) -> None:
+    """What cannot be read is counted and costs the run nothing else."""
+    everything = ["reward", "knowledge", "fact:reopened", "price:IRON", "metric:a b", "resolution:m-1"]
+    given: list[Any] = [
+        everything,
+        (one for one in ["reward", "reward"]),
+        "reward",
+        None,
+        ["luck", "price:", 7, "reward", "metric:a\nb", None],
+        [f"fact:{n}" for n in range(40)],
+        3.5,
+    ]
+    for expects in given:
+        async with recorder.trajectory(expects=expects):
+            pass
+    assert await recorder.flush() == 0
+    found = [m.event.expects for m in await stored(bus) if isinstance(m.event, TrajectoryStarted)]
+    assert found == [everything, ["reward"], ["reward"], [], ["reward"], [f"fact:{n}" for n in range(32)], []]
+    assert recorder.counts.refused == 5 + 8 + 1
+
+
 async def test_an_exception_fails_the_run_and_passes_on(recorder: Recorder, bus: Bus) -> None:
     with pytest.raises(ZeroDivisionError):
         async with recorder.trajectory() as run, run.step():

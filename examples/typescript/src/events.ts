@@ -2,6 +2,12 @@
 
 export type StepEvent = TrajectoryStarted | Step | LlmCallMade | TrajectoryEnded;
 
+/**
+ * ``expects``: what the world will tell of this scenario. Its window is settled when that is there, or time is up.
+ *
+ * ``reward`` and ``fact:NAME`` are about this run, ``knowledge`` about it or its window; ``price:SYMBOL`` and
+ * ``metric:NAME`` occur within the window, ``resolution:MARKET`` within it or later.
+ */
 export interface TrajectoryStarted {
   schema?: 1;
   event_id: string;
@@ -16,6 +22,10 @@ export interface TrajectoryStarted {
   metadata?: {
     [k: string]: unknown;
   };
+  /**
+   * @maxItems 32
+   */
+  expects?: string[];
 }
 /**
  * The model an agent says it acts with. ``name`` is the policy where the gateway routes it.

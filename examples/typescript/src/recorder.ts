@@ -25,7 +25,7 @@ export interface RecorderOptions {
 
 /** `model` is the policy's name where the gateway routes the run, else what the agent acts with. */
 export type Opening = Partial<
-  Pick<wire.TrajectoryStarted, "trajectory_id" | "started_at" | "scenario_id" | "goal" | "model" | "metadata">
+  Pick<wire.TrajectoryStarted, "trajectory_id" | "started_at" | "scenario_id" | "goal" | "model" | "metadata" | "expects">
 >;
 
 /** `response` is the reply's text, an OpenAI choice, or a whole chat completion. Without an id the call gets one. */
