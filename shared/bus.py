@@ -2,8 +2,8 @@
 
 A handler answers each message with a disposition and nothing else acks: ``Ack``, ``Retry(delay_s)`` or
 ``Dead(reason)``. A dead letter is published to ``dead.<consumer>`` and acknowledged there before the
-message is terminated. FastStream runs the subscriptions; its own ack policies are never used, because an
-exception would terminate a message that only met an absent database.
+message is terminated. Commands come through FastStream, messages of a stream through lanes of our own (shared/pull.py):
+FastStream's ack policies would terminate a message that only met an absent database.
 """
 
 from __future__ import annotations
@@ -14,12 +14,9 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
-from faststream import AckPolicy
-from faststream.nats import JStream, NatsBroker, PullSub
+from faststream.nats import NatsBroker
 from faststream.nats.annotations import NatsMessage
-from faststream.nats.subscriber.usecases import stream_pull_subscriber
 from nats.aio.client import Client
-from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 from nats.errors import NoRespondersError
 from nats.js import JetStreamContext
@@ -29,15 +26,17 @@ from pydantic_core import from_json, to_json
 
 from shared import subjects
 from shared.database import UNAVAILABLE
-from shared.delivery import Ack, Dead, Delivery, Disposition, Retry, delivery_of, disposition_of
+from shared.delivery import Ack, Dead, Delivery, Disposition, Retry, disposition_of
 from shared.errors import GiveUpError, RatchetError, RetryLaterError, reason
 from shared.events import LoopEvent
+from shared.pull import Connection, Lane
 from shared.telemetry import HANDLE_SECONDS, HANDLED, PENDING, PUBLISHED, UNSETTLED, logger
 
 E = TypeVar("E", bound=LoopEvent)
 R = TypeVar("R", bound=BaseModel)
 
 PUBLISH_TIMEOUT_S = 10.0
+STOP_PATIENCE_S = 5.0
 LETTER_ROOM_BYTES = 8192  # for the headers of a dead letter, the longest subject among them
 
 
@@ -45,14 +44,19 @@ BatchHandler = Callable[[Sequence[Delivery]], Awaitable[Sequence[Disposition]]]
 EventHandler = Callable[[E], Awaitable[Disposition | None]]
 
 
-def _mend_pull_loop() -> None:
-    """Let FastStream's pull loop survive every timeout of a fetch, not only nats-py's own kind.
+class _Broker(NatsBroker):
+    """FastStream's, with something that starts after its subscriptions and stops before them."""
 
-    FastStream 0.7.8 catches ``nats.errors.TimeoutError``; nats-py 2.16 raises the plain one where a second
-    fetch finds its time already spent. The loop then ended with a fetched batch in hand, which came again only
-    after the ack wait. The plain one, which the other inherits from, is put in its place.
-    """
-    stream_pull_subscriber.TimeoutError = TimeoutError  # type: ignore[attr-defined, assignment]  # their name
+    began: Callable[[], Awaitable[None]]
+    ending: Callable[[], Awaitable[None]]
+
+    async def start(self) -> None:
+        await super().start()
+        await self.began()
+
+    async def stop(self, *error: Any) -> None:
+        await self.ending()
+        await super().stop(*error)
 
 
 class Bus:
@@ -62,8 +66,7 @@ class Bus:
         self.name = name
         self._on_closed = on_closed
         self._stopping = False
-        _mend_pull_loop()
-        self.broker = NatsBroker(
+        self.broker = _Broker(
             url.split(","),
             name=name,
             connect_timeout=5,
@@ -77,8 +80,12 @@ class Bus:
             inbox_prefix=f"_INBOX_{name}",
             logger=None,
         )
+        self.broker.began, self.broker.ending = self._start_lanes, self._stop_lanes
         self.consumers: list[subjects.Consumer] = []
         self.on_disconnect: list[Callable[[], None]] = []
+        self._lanes: list[Lane] = []
+        self._running: list[asyncio.Task[None]] = []
+        self._connection: Connection | None = None  # of the lanes
 
     async def _closed(self) -> None:
         if not self._stopping:
@@ -139,7 +146,7 @@ class Bus:
         gather_s: float = 0.05,
         lanes: int = 1,
     ) -> None:
-        """Hand raw messages to ``handler`` in batches of up to ``batch_size``, gathered for ``gather_s``.
+        """Hand raw messages to ``handler`` in batches of up to ``batch_size``; fewer are gathered for ``gather_s``.
 
         With several ``lanes`` one batch is fetched while another is handled; their order is not kept.
         """
@@ -147,37 +154,48 @@ class Bus:
         for kind in (Ack, Retry, Dead):  # from 0, so that the first dead letter is seen as an increase
             HANDLED.labels(consumer.durable, kind.__name__.lower())
 
-        async def handle(message: NatsMessage) -> None:
-            raw: list[Msg] = message.raw_message  # type: ignore[assignment]  # a batch holds a list
-            await self._handle_batch(consumer, handler, raw)
+        async def handle(batch: list[Delivery]) -> None:
+            await self._handle_batch(consumer, handler, batch)
 
         for _ in range(lanes):
-            self.broker.subscriber(
-                consumer.subject,
-                stream=JStream(consumer.stream, declare=False),
-                durable=consumer.durable,
-                pull_sub=PullSub(batch_size=batch_size, timeout=gather_s, batch=True),
-                ack_policy=AckPolicy.MANUAL,
-                inbox_prefix=f"_INBOX_{self.name}.".encode(),
-                decoder=_keep_raw,
-                no_reply=True,
-            )(handle)
+            lane = Lane(consumer, handle, batch_size=batch_size, gather_s=gather_s)
+            self._lanes.append(lane)
+            self.on_disconnect.append(lane.interrupted)
 
-    async def _handle_batch(self, consumer: subjects.Consumer, handler: BatchHandler, messages: list[Msg]) -> None:
+    async def _start_lanes(self) -> None:
+        if self._lanes:
+            self._connection = Connection(self.nc)
+            for lane in self._lanes:
+                await lane.open(self._connection)
+            self._running = [asyncio.create_task(lane.run(), name="lane") for lane in self._lanes]
+
+    async def _stop_lanes(self) -> None:
+        """What was fetched is handled, if that does not take long; what is left comes again after the ack wait."""
+        for lane in self._lanes:
+            lane.stop()
+        if running := [task for task in self._running if not task.done()]:
+            _, late = await asyncio.wait(running, timeout=STOP_PATIENCE_S)
+            for task in late:
+                task.cancel()
+
+    async def _handle_batch(
+        self, consumer: subjects.Consumer, handler: BatchHandler, deliveries: list[Delivery]
+    ) -> None:
         started = time.perf_counter()
-        deliveries = [delivery_of(message) for message in messages]
+        dispositions: Sequence[Disposition]
         try:
             dispositions = await handler(deliveries)
         except Exception as error:
             log = logger().warning if isinstance(error, (RetryLaterError, *UNAVAILABLE)) else logger().exception
-            log("batch_failed", consumer=consumer.durable, size=len(messages), error=str(error))
+            log("batch_failed", consumer=consumer.durable, size=len(deliveries), error=str(error))
             dispositions = [disposition_of(error, d.deliveries) for d in deliveries]
-        others = []
-        for message, delivery, disposition in zip(messages, deliveries, dispositions, strict=True):
-            if isinstance(disposition, Ack):  # almost all of them: a task for each would cost as much as the ack
-                await self.settle(consumer, message, delivery, disposition)
+        acked, others = [], []
+        for delivery, disposition in zip(deliveries, dispositions, strict=True):
+            if isinstance(disposition, Ack):
+                acked.append(delivery)
             else:
-                others.append(self.settle(consumer, message, delivery, disposition))
+                others.append(self._settle(consumer, delivery, disposition))
+        await self._ack(consumer, acked)
         await asyncio.gather(*others)
         HANDLE_SECONDS.labels(consumer.durable).observe(time.perf_counter() - started)
 
@@ -207,20 +225,25 @@ class Bus:
 
         self.consume_batches(consumer, batch, batch_size=batch_size)
 
-    async def settle(
-        self, consumer: subjects.Consumer, message: Msg, delivery: Delivery, disposition: Disposition
-    ) -> None:
-        """Ack, nak with a delay, or bury. What cannot be settled now comes again after the ack wait."""
+    async def _ack(self, consumer: subjects.Consumer, deliveries: Sequence[Delivery]) -> None:
+        """All at once. What cannot be acked now comes again after the ack wait."""
+        HANDLED.labels(consumer.durable, "ack").inc(len(deliveries))
+        assert self._connection is not None
+        try:
+            await self._connection.ack(delivery.reply_to for delivery in deliveries)
+        except (NatsError, OSError) as error:
+            logger().warning("not_settled", consumer=consumer.durable, size=len(deliveries), error=str(error))
+
+    async def _settle(self, consumer: subjects.Consumer, delivery: Delivery, disposition: Retry | Dead) -> None:
+        """Nak with a delay, or bury. What cannot be settled now comes again after the ack wait."""
         HANDLED.labels(consumer.durable, type(disposition).__name__.lower()).inc()
         try:
             match disposition:
-                case Ack():
-                    await message.ack()
                 case Retry(delay_s):
-                    await message.nak(delay=delay_s)
+                    await self.nc.publish(delivery.reply_to, b"-NAK " + to_json({"delay": int(delay_s * 1e9)}))
                 case Dead(why):
                     await self.bury(consumer, delivery, why)
-                    await message.term()
+                    await self.nc.publish(delivery.reply_to, b"+TERM")
         except (NatsError, OSError, TimeoutError, RatchetError) as error:
             logger().warning("not_settled", consumer=consumer.durable, sequence=delivery.sequence, error=str(error))
 

@@ -27,6 +27,7 @@ UNAVAILABLE = (
     asyncpg.CrashShutdownError,
     asyncpg.SerializationError,
     asyncpg.DeadlockDetectedError,
+    asyncpg.LockNotAvailableError,
     asyncpg.InsufficientResourcesError,
     asyncpg.QueryCanceledError,
     asyncpg.IdleInTransactionSessionTimeoutError,
@@ -35,6 +36,8 @@ UNAVAILABLE = (
 # A process that stops in the middle of a transaction (a frozen machine) gives up its rows after so long, before its
 # messages come again to a replica, which would wait for them.
 STUCK_S = 10
+
+REWRITE_S = 3600.0
 
 Record = asyncpg.Record
 Pool = asyncpg.Pool
@@ -86,6 +89,14 @@ async def pool(
         yield opened
     finally:
         await opened.close()
+
+
+async def rewrite(pool: Pool, table: str) -> None:
+    """Write a table anew without its dead rows, whose bytes a plain vacuum leaves in the file.
+
+    Nobody reads or writes it meanwhile. ``table`` is one of our own names, never what was sent.
+    """
+    await pool.execute(f"vacuum (full) {table}", timeout=REWRITE_S)
 
 
 def _migrations() -> Config:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
+from typing import NamedTuple
 
-from nats.aio.msg import Msg
 from ratchet_sdk.events import MAX_EVENT_BYTES
 
 from shared.errors import GiveUpError
@@ -32,16 +33,19 @@ class Dead:
 Disposition = Ack | Retry | Dead
 
 
-@dataclass(frozen=True)
-class Delivery:
-    """One message as it came. ``data`` is what was sent, still encoded as ``Content-Encoding`` says."""
+class Delivery(NamedTuple):
+    """One message as it came. ``data`` is what was sent, still encoded as ``Content-Encoding`` says.
+
+    ``reply_to`` is where it is acknowledged.
+    """
 
     subject: str
     data: bytes
-    headers: dict[str, str]
+    headers: Mapping[str, str]
     sequence: int
     published_at: datetime
     deliveries: int
+    reply_to: str = ""
 
     def content(self) -> bytes:
         """The JSON object that was sent. Raises GiveUpError when it cannot be had within the size limit."""
@@ -62,18 +66,6 @@ class Delivery:
         if unzip.unused_data:
             raise GiveUpError("something follows the gzip stream; send one stream and nothing else")
         return content
-
-
-def delivery_of(message: Msg) -> Delivery:
-    meta = message.metadata
-    return Delivery(
-        subject=message.subject,
-        data=message.data,
-        headers=message.headers or {},
-        sequence=meta.sequence.stream,
-        published_at=meta.timestamp.astimezone(UTC),
-        deliveries=meta.num_delivered or 1,
-    )
 
 
 def retry_delay(deliveries: int) -> float:

@@ -165,11 +165,16 @@ async def serve(
         await server.serve()
     finally:
         bus.stopping()
-        while running := [task for task in running if not task.done()]:
-            for task in running:
-                task.cancel()  # again, for a round that was busy swallowing its first one
-            await asyncio.wait(running, timeout=1)
+        await end(running)
         logger().info("stopped")
+
+
+async def end(tasks: Sequence[asyncio.Task[None]]) -> None:
+    """Cancel until all have ended: before Python 3.12 a library's ``wait_for`` may swallow a cancellation."""
+    while running := [task for task in tasks if not task.done()]:
+        for task in running:
+            task.cancel()
+        await asyncio.wait(running, timeout=1)
 
 
 def run_service(main: Callable[[], Coroutine[None, None, None]]) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from pydantic import Field, SecretStr, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from shared.errors import ConfigurationError
 
@@ -41,3 +41,5 @@ def load(kind: type[S]) -> S:
         first = error.errors()[0]
         name = "RATCHET_" + "_".join(str(part) for part in first["loc"]).upper()
         raise ConfigurationError(f"{name}: {first['msg']}. Set it, or unset it for the default.") from error
+    except SettingsError as error:  # what should be JSON is not
+        raise ConfigurationError(f"{error}; it must be JSON. Set it, or unset it for the default.") from error

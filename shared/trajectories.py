@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -18,6 +17,7 @@ from ratchet_sdk.events import (
     step_events,
 )
 
+from shared.bodies import unpacked
 from shared.database import Pool
 from shared.errors import GiveUpError
 
@@ -134,17 +134,19 @@ def assemble(agent_id: str, trajectory_id: str, raw: Iterable[bytes]) -> Traject
 
 
 async def load(pool: Pool, keys: Sequence[RunKey]) -> dict[RunKey, Trajectory]:
-    """Runs by key, each put together from ``bodies``; a run without stored bodies is absent."""
+    """Runs by key, each put together from ``bodies``; a run that is forgotten, or has no stored bodies, is absent."""
     rows = await pool.fetch(
         """select b.agent_id, b.trajectory_id, b.body
              from bodies b
              join unnest($1::text[], $2::text[]) as k (agent_id, trajectory_id) using (agent_id, trajectory_id)
             where b.body is not null
+              and not exists (select from forgotten_runs f where f.agent_id = k.agent_id
+                                 and f.trajectory_id = k.trajectory_id)
             order by b.agent_id, b.trajectory_id, b.sequence""",
         [agent_id for agent_id, _ in keys],
         [trajectory_id for _, trajectory_id in keys],
     )
     grouped: dict[RunKey, list[bytes]] = {}
     for row in rows:
-        grouped.setdefault((row["agent_id"], row["trajectory_id"]), []).append(zlib.decompress(row["body"]))
+        grouped.setdefault((row["agent_id"], row["trajectory_id"]), []).append(unpacked(row["body"]))
     return {key: assemble(*key, bodies) for key, bodies in grouped.items()}

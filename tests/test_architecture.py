@@ -12,9 +12,18 @@ import pytest
 ROOT = Path(__file__).parent.parent
 SERVICES = ("recorder", "outcome_tracker", "scorer", "trainer", "deployer", "gateway", "inference", "admin")
 OWNERS = {
-    "recorder": {"trajectories", "steps", "llm_calls", "bodies", "windows", "seen_agents"},
+    "recorder": {
+        "trajectories",
+        "steps",
+        "llm_calls",
+        "bodies",
+        "windows",
+        "seen_agents",
+        "forgotten_runs",
+        "retention",
+    },
     "outcome_tracker": {"outcomes", "settlements", "corrections_due"},
-    "scorer": {"groups", "group_members", "judgments", "judge_cache"},
+    "scorer": {"groups", "group_members", "judgments", "judge_cache", "judge_cache_runs"},
     "trainer": {"batches", "batch_trajectories", "models", "artifacts"},
     "deployer": {"deployments", "routes", "assignments", "evidence", "incidents", "quarantines"},
     "admin": {"agents", "tokens", "audit"},
@@ -47,7 +56,8 @@ def strings_of(path: Path) -> list[str]:
 
 
 def test_every_table_has_an_owner() -> None:
-    sql = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "shared/migrations/versions").glob("*.sql"))
+    files = (ROOT / "shared/migrations/versions").glob("*.sql")
+    sql = "\n".join(path.read_text(encoding="utf-8") for path in files)
     created = set(re.findall(r"create table (\w+)\s*\(", sql))
     assert created == TABLES
 
@@ -77,16 +87,22 @@ def test_the_command_line_writes_no_table() -> None:
 
 def test_shared_holds_what_two_services_use() -> None:
     """A module of ``shared`` is imported by two services at the least, directly or through another of ``shared``."""
-    users: dict[str, set[str]] = {
-        path.stem: set() for path in (ROOT / "shared").glob("*.py") if path.stem != "__init__"
-    }
+    modules = {path.stem: path for path in (ROOT / "shared").glob("*.py") if path.stem != "__init__"}
+    within = {module: shared_modules(path) for module, path in modules.items()}
+    users: dict[str, set[str]] = {module: set() for module in modules}
     for service in (*SERVICES, "cli"):
-        for path in python_files(ROOT / "services" / service):
-            for name in re.findall(r"(?:from|import) shared\.(\w+)|from shared import (.+)", path.read_text()):
-                for module in (name[0] or name[1]).replace(" ", "").split(","):
-                    if module in users:
-                        users[module].add(service)
+        wanted = {module for path in python_files(ROOT / "services" / service) for module in shared_modules(path)}
+        while more := {inner for module in wanted for inner in within.get(module, ())} - wanted:
+            wanted |= more
+        for module in wanted & users.keys():
+            users[module].add(service)
     assert {module: who for module, who in users.items() if len(who) < 2} == {}
+
+
+def shared_modules(path: Path) -> set[str]:
+    """The modules of ``shared`` that a file imports."""
+    names = re.findall(r"(?:from|import) shared\.(\w+)|from shared import (.+)", path.read_text())
+    return {module for one, several in names for module in (one or several).replace(" ", "").split(",")}
 
 
 def test_no_file_is_named_after_nothing() -> None:

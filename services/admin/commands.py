@@ -22,6 +22,12 @@ class RemoveAgent(BaseModel):
     agent_id: AgentId
 
 
+class Forgot(BaseModel):
+    who: str = Field(max_length=200)
+    request: dict[str, Any]
+    reply: dict[str, Any] = Field(default_factory=dict)
+
+
 def subscribe(bus: Bus, credentials: Credentials) -> None:
     async def add(request: AddAgent) -> dict[str, Any]:
         await credentials.add_agent(request.agent_id, request.public_key)
@@ -30,5 +36,10 @@ def subscribe(bus: Bus, credentials: Credentials) -> None:
     async def remove(request: RemoveAgent) -> dict[str, Any]:
         return {"agent_id": request.agent_id, "was_there": await credentials.remove_agent(request.agent_id)}
 
+    async def forgot(request: Forgot) -> dict[str, Any]:
+        await credentials.note("forget", request.who, request.request, request.reply)
+        return {}
+
+    bus.on_command("admin", "forgot", Forgot, forgot)
     bus.on_command("admin", "add_agent", AddAgent, add)
     bus.on_command("admin", "remove_agent", RemoveAgent, remove)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import zlib
 from typing import Any
 
 from pydantic_core import from_json
 
 from services.admin.store import Row, Store
+from shared.bodies import unpacked
 from shared.trajectories import Trajectory, assemble
 
 
@@ -32,7 +32,7 @@ async def document(store: Store, agent_id: str, trajectory_id: str) -> dict[str,
 
 def content(event: Row) -> bytes | None:
     """The event as its agent sent it, byte for byte; None once it was forgotten."""
-    return None if event["body"] is None else zlib.decompress(event["body"])
+    return None if event["body"] is None else unpacked(event["body"])
 
 
 def _event(event: Row) -> dict[str, Any]:

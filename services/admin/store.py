@@ -199,8 +199,11 @@ class Store:
 
     async def run(self, agent_id: str, trajectory_id: str) -> Row | None:
         rows = await self._all(
-            """select t.*, r.reward, r.source as reward_source, a.version as counts_for, a.counted, a.penalty
+            """select t.*, r.reward, r.source as reward_source, a.version as counts_for, a.counted, a.penalty,
+                      f.forgotten_at, f.who as forgotten_by, f.reason as forgotten_reason,
+                      f.events as forgotten_events, f.size_bytes as forgotten_bytes
                  from trajectories t
+                 left join forgotten_runs f using (agent_id, trajectory_id)
                  left join rewards r using (agent_id, trajectory_id)
                  left join assignments a using (agent_id, trajectory_id)
                 where t.agent_id = $1 and t.trajectory_id = $2""",
@@ -210,7 +213,7 @@ class Store:
         return rows[0] if rows else None
 
     async def run_events(self, agent_id: str, trajectory_id: str) -> list[Row]:
-        """The stored events of a run in the order of the stream; ``body`` is zlib, or null once forgotten."""
+        """The stored events of a run in the order of the stream; ``body`` is compressed, or null once forgotten."""
         return await self._all(
             """select event_id, kind, sequence, received_at, sha256, size_bytes, body
                  from bodies where agent_id = $1 and trajectory_id = $2 order by sequence""",
@@ -255,10 +258,15 @@ class Store:
 
 
 class Credentials:
-    """Which agents may publish, and with which key. Each change leaves its line in ``audit``."""
+    """Which agents may publish, and with which key. Each change leaves its line in ``audit``, as others' do."""
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
+
+    async def note(self, command: str, who: str, request: Row, reply: Row) -> None:
+        await self._pool.execute(
+            "insert into audit (who, command, request, reply) values ($1, $2, $3, $4)", who, command, request, reply
+        )
 
     async def add_agent(self, agent_id: str, public_key: str) -> None:
         """An agent has one key: a new one takes the place of the old, and a removed agent is back."""

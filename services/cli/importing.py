@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from ratchet_sdk.events import MAX_EVENT_BYTES, message_id, uuid7
 
 from services.cli import store
-from services.cli.conversations import Import, Run, encoded, read_file, run_of
+from services.cli.conversations import Import, Line, Run, encoded, run_of
 from shared import subjects
 from shared.errors import GiveUpError, RetryLaterError
 from shared.trajectories import RunKey
@@ -82,9 +82,8 @@ async def moment(length_s: int, pool: Pool) -> tuple[datetime, Window]:
     return now, window_at(now, length_s)
 
 
-def plan(path: Path, policy: str, at: datetime) -> Plan:
-    """Read a file into what is to be published. Raises GiveUpError where no line of it is a conversation."""
-    lines = list(read_file(path))
+def plan(path: Path, lines: Sequence[Line], policy: str, at: datetime) -> Plan:
+    """What of a file is to be published. Raises GiveUpError where no line of it is a conversation."""
     shared = Import(uuid7(), at, policy, hashlib.sha256(path.read_bytes()).hexdigest())
     runs: list[Run] = []
     bad: list[tuple[int, str]] = []

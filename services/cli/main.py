@@ -13,7 +13,7 @@ from typing import Any
 
 import typer
 
-from services.cli import admitting, change, dead, doctor, launch, observe, outcomes, transfer
+from services.cli import admitting, change, dead, doctor, forgetting, launch, observe, outcomes, transfer
 from shared.errors import RatchetError, RetryLaterError
 
 WRONG_INPUT, BUG, TRY_LATER, INTERRUPTED = 2, 70, 75, 130
@@ -52,6 +52,7 @@ agents.command("remove")(admitting.agents_remove)
 app.command("import")(transfer.import_)
 app.command()(transfer.export)
 app.command()(transfer.simulate)
+app.command()(forgetting.forget)
 app.add_typer(base, name="base")
 base.command("create")(change.base_create)
 base.command("register")(change.base_register)

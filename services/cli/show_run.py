@@ -41,11 +41,20 @@ def _head(tree: Tree, run: Mapping[str, Any]) -> None:
     _line(
         tree, "model", f"{shown(run['model_name'])} {shown(run['model_version'])}, started {shown(run['started_at'])}"
     )
+    if run["forgotten_at"] is not None:
+        _line(tree, "forgotten", forgotten(run))
     if run["reward"] is not None:
         _line(tree, "reward of record", f"{run['reward']:g} from {run['reward_source']}")
     if run["counts_for"] is not None:
         why = f" ({run['penalty']})" if run["penalty"] else ""
         _line(tree, "counts for", f"{run['counts_for']} with {shown(run['counted'])}{why}")
+
+
+def forgotten(run: Mapping[str, Any]) -> str:
+    """When, by whom and why a run's bodies were erased, and how many there were."""
+    erased = f"{run['forgotten_events']} events, {run['forgotten_bytes']:,} bytes"
+    why = f", {run['forgotten_reason']}" if run["forgotten_reason"] else ""
+    return f"{shown(run['forgotten_at'])} by {run['forgotten_by']}{why}: {erased}"
 
 
 def _events(tree: Tree, document: Mapping[str, Any]) -> None:

@@ -42,13 +42,15 @@ async def _import(file: Path, policy: str, close: bool) -> tuple[dict[str, Any],
     from contextlib import AsyncExitStack
 
     from services.cli import importing, session
+    from services.cli.conversations import read_file
 
     settings = session.settings()
+    lines = list(read_file(file))  # before anything is asked of the servers: a wrong file is the commoner fault
     async with AsyncExitStack() as stack:
         bus = await stack.enter_async_context(session.bus(settings))
         pool = await stack.enter_async_context(session.database(settings))
         at, window = await importing.moment(settings.window_s, pool)
-        made = importing.plan(file, policy, at)
+        made = importing.plan(file, lines, policy, at)
         bar = stack.enter_context(progress())
         await importing.publish(bus, made, task(bar, "publish", made.size))
         if close:
@@ -112,7 +114,7 @@ def export(
 async def _export(form: str, window: str | None, policy: str | None, ties: bool, out: Path | None) -> int:
     import contextlib
 
-    from services.cli import exporting, session, store
+    from services.cli import exporting, exports, session, store
 
     count = 0
     async with session.database(session.settings()) as pool:
@@ -124,6 +126,8 @@ async def _export(form: str, window: str | None, policy: str | None, ties: bool,
             if form == "groups"
             else exporting.conversations(pool, window, policy)
         )
+        if out is not None:
+            exports.note(out, form)
         try:
             sink = contextlib.nullcontext(sys.stdout) if out is None else out.open("w", encoding="utf-8")
         except OSError as error:

@@ -50,6 +50,15 @@ class Facts:
             return {**await self._store(facts[:middle]), **await self._store(facts[middle:])}
         return {sequence: _dead("contradiction", CONTRADICTION) for sequence in contradicting}
 
+    async def forget(self, runs: Sequence[tuple[str, str]]) -> dict[str, int]:
+        """Take the words out of what is known about runs: notes and knowledge. Names and values stay."""
+        agents, trajectories = [agent_id for agent_id, _ in runs], [trajectory_id for _, trajectory_id in runs]
+        return {"facts": await self.store.forget(agents, trajectories)}
+
+    async def rewrite(self, table: str) -> dict[str, str]:
+        await self.store.rewrite(table)
+        return {"table": table}
+
 
 def _read(delivery: Delivery) -> FactRow | Dead:
     try:

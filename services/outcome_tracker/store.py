@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from services.outcome_tracker.domain import FactKey, FactRow
-from shared.database import Connection, Pool, Record
+from shared.database import Connection, Pool, Record, rewrite
+from shared.errors import GiveUpError
 
 
 class OutcomeStore:
@@ -15,7 +16,10 @@ class OutcomeStore:
         self.pool = pool
 
     async def add(self, facts: Sequence[FactRow]) -> frozenset[int]:
-        """Store facts, each (source, event id) once: the first stays. Gives the sequences of what contradicts it."""
+        """Store facts, each (source, event id) once: the first stays. Gives the sequences of what contradicts it.
+
+        Of a forgotten run no words are kept.
+        """
         async with self.pool.acquire() as connection, connection.transaction():
             new = await self._insert(connection, facts)
             contradicting: frozenset[int] = frozenset()
@@ -29,18 +33,20 @@ class OutcomeStore:
         """Gives what is new. In key order, so that trackers that meet do not deadlock; of one key the first."""
         ordered = sorted(facts, key=lambda fact: (*fact.key, fact.sequence))
         return await connection.fetch(
-            """insert into outcomes (source, event_id, sequence, kind, occurred_at, name, value, window_id, agent_id,
+            f"""insert into outcomes (source, event_id, sequence, kind, occurred_at, name, value, window_id, agent_id,
                                      trajectory_id, data, extra)
                select source, event_id, sequence, kind, occurred_at, name, value, window_id, agent_id,
-                      trajectory_id, data::jsonb, extra::jsonb
+                      trajectory_id, case when forgotten_at is null then data::jsonb else {BARE} end,
+                      case when forgotten_at is null then extra::jsonb else '{{}}' end
                  from unnest($1::text[], $2::uuid[], $3::bigint[], $4::text[], $5::timestamptz[], $6::text[],
                              $7::double precision[], $8::text[], $9::text[], $10::text[], $11::text[], $12::text[])
                       with ordinality
                    as f (source, event_id, sequence, kind, occurred_at, name, value, window_id, agent_id,
                          trajectory_id, data, extra, place)
+                 left join forgotten_runs using (agent_id, trajectory_id)
                 order by place
                on conflict (source, event_id) do nothing
-               returning kind, name, occurred_at, window_id, agent_id, trajectory_id""",
+               returning kind, name, occurred_at, window_id, agent_id, trajectory_id""",  # noqa: S608  # our own literal
             [f.source for f in ordered],
             [f.event_id for f in ordered],
             [f.sequence for f in ordered],
@@ -117,6 +123,35 @@ class OutcomeStore:
         )
         return {(row["source"], row["event_id"]) for row in rows}
 
+    async def forget(self, agents: Sequence[str], trajectories: Sequence[str]) -> int:
+        """Take the words out of facts about these runs; gives how many had any. Twice is once.
+
+        Who stores facts now is waited for; who comes later finds the tombstones.
+        """
+        async with self.pool.acquire() as connection, connection.transaction():
+            await connection.execute("lock table outcomes in share row exclusive mode")
+            done: str = await connection.execute(
+                f"""update outcomes set data = {BARE}, extra = '{{}}'
+                     where (agent_id, trajectory_id) in (select * from unnest($1::text[], $2::text[]))
+                       and kind in ('trajectory', 'knowledge')
+                       and (data, extra) is distinct from ({BARE}, '{{}}')""",  # noqa: S608  # our own literal
+                list(agents),
+                list(trajectories),
+            )
+        return int(done.rpartition(" ")[2])
+
+    async def rewrite(self, table: str) -> None:
+        if table != "outcomes":
+            raise GiveUpError(f"the outcome tracker rewrites outcomes, not {table[:80]!r}")
+        await rewrite(self.pool, table)
+
+
+# What is left of a fact about a run that is forgotten: which fact it was and its value, no note and no knowledge.
+BARE = """case kind when 'knowledge' then jsonb_build_object('window_id', window_id, 'agent_id', agent_id,
+                                                           'trajectory_id', trajectory_id, 'data', '{}'::jsonb)
+                    else jsonb_build_object('agent_id', agent_id, 'trajectory_id', trajectory_id, 'name', name,
+                                            'value', value, 'note', null) end"""
+
 
 def _contents(facts: Sequence[FactRow]) -> tuple[list[Any], ...]:
     return (
@@ -135,7 +170,8 @@ select n.source, n.event_id, n.sequence
   from unnest($1::text[], $2::uuid[], $3::bigint[], $4::text[], $5::timestamptz[], $6::text[], $7::text[])
     as n (source, event_id, sequence, kind, occurred_at, data, extra)
   join outcomes o using (source, event_id)
+  left join forgotten_runs r on (r.agent_id, r.trajectory_id) = (o.agent_id, o.trajectory_id)
 """
-DIFFERS = (
-    "(o.kind, o.occurred_at, o.data, o.extra) is distinct from (n.kind, n.occurred_at, n.data::jsonb, n.extra::jsonb)"
-)
+# Of a forgotten run the words are gone: what comes again is compared by what is left.
+DIFFERS = """((o.kind, o.occurred_at) is distinct from (n.kind, n.occurred_at)
+              or r.forgotten_at is null and (o.data, o.extra) is distinct from (n.data::jsonb, n.extra::jsonb))"""

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import gc
 
-from services.recorder.handlers import subscribe
+from services.recorder.forget_store import ForgetStore
+from services.recorder.handlers import subscribe, subscribe_forgetting
+from services.recorder.retention import Forgetting, Retention
+from services.recorder.retention_store import RetentionStore
 from services.recorder.service import Recording
 from services.recorder.settings import RecorderSettings
 from services.recorder.store import EventStore
@@ -36,7 +39,10 @@ async def main() -> None:
             batch_size=settings.batch_size,
             gather_s=settings.gather_s,
         )
+        subscribe_forgetting(bus, Forgetting(ForgetStore(pool)))
+        retention = Retention(RetentionStore(pool), settings)
         tasks = [
+            Periodic("retention", settings.retention_s, retention.round),
             Periodic("close_windows", settings.tick_s, closing.tick),
             Periodic("announce", settings.sweep_s, closing.sweep),
         ]

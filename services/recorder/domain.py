@@ -13,8 +13,9 @@ from datetime import date, datetime
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from ratchet_sdk.events import LlmCall, LlmCallMade, Step, StepEvent, TrajectoryEnded, TrajectoryStarted, uuid7_time
+from ratchet_sdk.events import uuid7_time
 
+from services.recorder.envelope import LlmCall, LlmCallMade, Step, StepEvent, TrajectoryEnded, TrajectoryStarted
 from shared.errors import GiveUpError
 from shared.windows import Window, placed_at, window_at
 
@@ -26,7 +27,10 @@ MAX_COUNT = 2**31 - 1
 # events -----------------------------------------------------------------------------------------
 @dataclass(frozen=True, slots=True)
 class Received:
-    """One valid event as it lies in the stream. ``packed`` is the JSON object as it was sent, zlib-compressed."""
+    """One valid event as it lies in the stream. ``packed`` is the JSON object as it was sent, compressed.
+
+    None where it is not to be kept, since the run is forgotten.
+    """
 
     agent_id: str
     event: StepEvent
@@ -34,7 +38,7 @@ class Received:
     published_at: datetime
     sha256: bytes
     size_bytes: int
-    packed: bytes
+    packed: bytes | None
 
     @property
     def run(self) -> RunKey:
@@ -75,6 +79,7 @@ class RunSeen:
     ended_at: datetime | None = None
     step_count: int | None = None
     ended_sequence: int | None = None
+    consistent: bool = True  # its events agree on its policy and its start
 
 
 def placement(event: StepEvent, published_at: datetime, window_s: int) -> tuple[Window, datetime, bool]:
@@ -92,12 +97,16 @@ def placement(event: StepEvent, published_at: datetime, window_s: int) -> tuple[
 def runs_of(events: Iterable[Received], window_s: int) -> dict[RunKey, RunSeen]:
     """Each run once. Its first event places it; its first opening and its first end say the rest."""
     runs: dict[RunKey, RunSeen] = {}
+    said: dict[RunKey, tuple[str, datetime]] = {}
     for item in sorted(events, key=lambda item: item.sequence):
         event = item.event
         run = runs.get(item.run)
         if run is None:
             window, started_at, skewed = placement(event, item.published_at, window_s)
             run = RunSeen(*item.run, event.policy, window, started_at, skewed, item.sequence)
+            said[item.run] = (event.policy, event.started_at)
+        elif said[item.run] != (event.policy, event.started_at):
+            run = replace(run, consistent=False)
         match event:
             case TrajectoryStarted() if not run.started:
                 model = event.model
@@ -173,6 +182,7 @@ class CallSeen(NamedTuple):
     has_token_ids: bool
     latency_ms: float | None
     occurred_at: datetime
+    has_prompt: bool
 
 
 def call_seen(run: RunKey, call: LlmCall, step: int, event_id: UUID, occurred_at: datetime) -> CallSeen:
@@ -192,7 +202,13 @@ def call_seen(run: RunKey, call: LlmCall, step: int, event_id: UUID, occurred_at
         bool(call.prompt_token_ids) and bool((call.response or {}).get("token_ids")),
         call.latency_ms,
         occurred_at,
+        has_prompt(call),
     )
+
+
+def has_prompt(call: LlmCall) -> bool:
+    """A message of it says something, or it extends a call, whose prompt is then its own."""
+    return call.base_call_id is not None or any(m.get("content") or m.get("tool_calls") for m in call.messages)
 
 
 def _count(value: Any) -> int | None:

@@ -1,4 +1,4 @@
-"""Inbound: step events in batches, and the command that closes a window early."""
+"""Inbound: step events in batches, and commands: close a window early, forget runs, rewrite a table."""
 
 from __future__ import annotations
 
@@ -6,14 +6,27 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
+from services.recorder.retention import Forgetting
 from services.recorder.service import Recording
 from services.recorder.windows import Closing
 from shared import subjects
 from shared.bus import Bus
+from shared.forgetting import ForgetRuns, RewriteTable
 
 
 class CloseWindow(BaseModel):
     window_id: str = Field(max_length=60)
+
+
+def subscribe_forgetting(bus: Bus, forgetting: Forgetting) -> None:
+    async def forget(request: ForgetRuns) -> dict[str, Any]:
+        return await forgetting.forget(request.keys, request.who, request.reason)
+
+    async def rewrite(request: RewriteTable) -> dict[str, Any]:
+        return await forgetting.rewrite(request.table)
+
+    bus.on_command("recorder", "forget", ForgetRuns, forget)
+    bus.on_command("recorder", "rewrite", RewriteTable, rewrite)
 
 
 def subscribe(

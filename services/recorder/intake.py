@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import zlib
 
 from pydantic import ValidationError
-from ratchet_sdk.events import MAX_EVENT_BYTES, step_events
+from ratchet_sdk.events import MAX_EVENT_BYTES
 
+from services.recorder import envelope
 from services.recorder.domain import Received, agent_of_subject, placement
+from shared.bodies import packed
 from shared.delivery import Delivery
 from shared.errors import GiveUpError, reason
 
@@ -20,12 +21,12 @@ def read(delivery: Delivery, window_s: int) -> Received:
     if len(content) > MAX_EVENT_BYTES:
         raise GiveUpError(f"the event has {len(content)} bytes, over the limit of {MAX_EVENT_BYTES}")
     try:
-        event = step_events.validate_json(content)
+        event = envelope.read(content)
     except ValidationError as error:
         raise GiveUpError(f"not an event of schema 1: {reason(error)}") from error
     except (ValueError, ArithmeticError, RecursionError) as error:  # a validator's own failure on an absurd value
         raise GiveUpError(f"not an event of schema 1: {type(error).__name__}") from error
-    if "event_id" not in event.model_fields_set:  # the default is for those who publish: here it would be new each time
+    if event is None:
         raise GiveUpError("event_id: an event without one cannot be known again when it comes twice; send a UUIDv7")
     placement(event, delivery.published_at, window_s)
     return Received(
@@ -35,5 +36,5 @@ def read(delivery: Delivery, window_s: int) -> Received:
         delivery.published_at,
         hashlib.sha256(content).digest(),
         len(content),
-        zlib.compress(content, 1),
+        packed(content),
     )

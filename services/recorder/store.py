@@ -22,6 +22,7 @@ from services.recorder.domain import (
     runs_of,
     steps_of,
 )
+from services.recorder.forget_store import erase_words, gate
 from services.recorder.service import Kept
 from services.recorder.window_store import make_windows
 from shared.database import Connection, Pool
@@ -82,7 +83,7 @@ class EventStore:
         """False for the middle of a run that is known, as most of a batch is."""
         first_sequence = self._known.get((run.agent_id, run.trajectory_id))
         known = first_sequence is not None and run.first_sequence >= first_sequence
-        return not known or run.started or run.ended_sequence is not None
+        return not known or run.started or run.ended_sequence is not None or not run.consistent
 
     def _remember(self, runs: dict[RunKey, RunSeen]) -> None:
         """After the commit. Another replica may have lowered a first sequence since: that changes no answer."""
@@ -95,8 +96,12 @@ class EventStore:
         self, connection: Connection, events: Sequence[Received], window_s: int
     ) -> tuple[Kept, dict[RunKey, RunSeen]]:
         """What became of the batch, and the runs whose rows it made or changed."""
-        dead = await self._bodies(connection, events)
-        events = [item for item in events if item.sequence not in dead]
+        came, barred = events, await gate(connection, events)
+        sifted = barred.sift(events)
+        if not sifted.keep:
+            return Kept(sifted.dead, frozenset(), 0), {}
+        dead = sifted.dead | await self._bodies(connection, sifted.keep)
+        events = [item for item in sifted.keep if item.sequence not in dead]
         closed: frozenset[str] = frozenset()
         new_late = 0
         if runs := self._moved(events, window_s):
@@ -110,7 +115,9 @@ class EventStore:
             events = [item for item in events if item.sequence not in conflicting]
         await self._calls(connection, events)
         await self._agents(connection, events)
-        return Kept(dead, closed, new_late), runs
+        if barred.forgotten:
+            await erase_words(connection, barred.forgotten)
+        return Kept(barred.shown(dead, came), closed, new_late), runs
 
     async def _bodies(self, connection: Connection, events: Sequence[Received]) -> dict[int, str]:
         """Keep each event as it was sent. Gives those whose id is taken by other content."""
@@ -199,18 +206,18 @@ class EventStore:
             """insert into trajectories as t
                       (agent_id, trajectory_id, policy, window_id, scenario_id, started_at, clock_skewed,
                        first_sequence, started, model_name, model_version, status, ended_at, step_count,
-                       ended_sequence, expects, late)
+                       ended_sequence, consistent, expects, late)
                select n.agent_id, n.trajectory_id, n.policy, n.window_id, coalesce(n.scenario_id, n.window_id),
                       n.started_at, n.clock_skewed, n.first_sequence, n.started, n.model_name, n.model_version,
-                      n.status, n.ended_at, n.step_count, n.ended_sequence,
+                      n.status, n.ended_at, n.step_count, n.ended_sequence, n.consistent,
                       string_to_array(n.expects, E'\\n'),
                       w.state = 'closed' or n.first_sequence > coalesce(w.barrier_sequence, n.first_sequence)
                  from unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::timestamptz[],
                              $7::bool[], $8::bigint[], $9::bool[], $10::text[], $11::text[], $12::text[],
-                             $13::timestamptz[], $14::int[], $15::bigint[], $16::text[])
+                             $13::timestamptz[], $14::int[], $15::bigint[], $16::bool[], $17::text[])
                         as n (agent_id, trajectory_id, policy, window_id, scenario_id, started_at, clock_skewed,
                               first_sequence, started, model_name, model_version, status, ended_at, step_count,
-                              ended_sequence, expects)
+                              ended_sequence, consistent, expects)
                  join windows w using (window_id)
                 order by n.agent_id, n.trajectory_id
                on conflict (agent_id, trajectory_id) do update set
@@ -228,10 +235,13 @@ class EventStore:
                   step_count = coalesce(t.step_count, excluded.step_count),
                   ended_sequence = coalesce(t.ended_sequence, excluded.ended_sequence),
                   first_sequence = least(t.first_sequence, excluded.first_sequence),
-                  late = t.late and excluded.late
+                  late = t.late and excluded.late,
+                  consistent = t.consistent and excluded.consistent
+                      and (excluded.policy, excluded.started_at) = (t.policy, t.started_at)
                 where (excluded.started and not t.started)
                    or (excluded.ended_sequence is not null and t.ended_sequence is null)
                    or excluded.first_sequence < t.first_sequence
+                   or (t.consistent and not excluded.consistent)
                returning xmax = 0 as new, late""",
             *_columns(
                 (
@@ -250,11 +260,12 @@ class EventStore:
                         run.ended_at,
                         run.step_count,
                         run.ended_sequence,
+                        run.consistent,
                         "\n".join(run.expects),  # their names hold no control characters
                     )
                     for key, run in runs.items()
                 ),
-                16,
+                17,
             ),
         )
         return sum(row["new"] and row["late"] for row in rows)
@@ -298,10 +309,11 @@ class EventStore:
         await connection.execute(
             """insert into llm_calls as c
                       (agent_id, trajectory_id, call_id, base_call_id, step, event_id, recorded, purpose, model,
-                       model_version, prompt_tokens, completion_tokens, has_token_ids, latency_ms, occurred_at)
+                       model_version, prompt_tokens, completion_tokens, has_token_ids, latency_ms, occurred_at,
+                       has_prompt)
                select * from unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::int[], $6::uuid[], $7::bool[],
                                     $8::text[], $9::text[], $10::text[], $11::int[], $12::int[], $13::bool[],
-                                    $14::float8[], $15::timestamptz[])
+                                    $14::float8[], $15::timestamptz[], $16::bool[])
                on conflict (agent_id, trajectory_id, call_id) do update set
                   recorded = c.recorded or excluded.recorded,
                   purpose = case when c.recorded or not excluded.recorded
@@ -312,7 +324,7 @@ class EventStore:
                       then coalesce(c.model_version, excluded.model_version)
                       else coalesce(excluded.model_version, c.model_version) end,
                   (base_call_id, step, event_id, prompt_tokens, completion_tokens, has_token_ids, latency_ms,
-                   occurred_at) =
+                   occurred_at, has_prompt) =
                       (select case when keep then c.base_call_id else excluded.base_call_id end,
                               case when keep then c.step else excluded.step end,
                               case when keep then c.event_id else excluded.event_id end,
@@ -320,10 +332,11 @@ class EventStore:
                               case when keep then c.completion_tokens else excluded.completion_tokens end,
                               case when keep then c.has_token_ids else excluded.has_token_ids end,
                               case when keep then c.latency_ms else excluded.latency_ms end,
-                              case when keep then c.occurred_at else excluded.occurred_at end
+                              case when keep then c.occurred_at else excluded.occurred_at end,
+                              case when keep then c.has_prompt else excluded.has_prompt end
                          from (select c.recorded or not excluded.recorded as keep) k)
                 where c.event_id <> excluded.event_id""",
-            *_columns((calls[key] for key in sorted(calls)), 15),
+            *_columns((calls[key] for key in sorted(calls)), 16),
         )
 
     async def _agents(self, connection: Connection, events: Sequence[Received]) -> None:

@@ -35,6 +35,7 @@ class Evidence(Protocol):
     async def keep(
         self,
         content_sha256: bytes,
+        runs: Sequence[RunKey],
         judge: str,
         model: str,
         reply: Any,
@@ -76,10 +77,10 @@ class RulerJudge:
         known = await self.evidence.hindsight(case.window_id, keys)
         budget = self.settings.judge_context_chars
         question = ask_about(case, runs, known, order=keys, rubric=self.rubric, context_chars=budget)
-        opinions = await self._remembered(question)
+        opinions = await self._remembered(question, keys)
         return {key: opinions[name] for key, name in zip(keys, question.ids, strict=True)}
 
-    async def _remembered(self, question: Question) -> dict[str, Opinion]:
+    async def _remembered(self, question: Question, keys: Sequence[RunKey]) -> dict[str, Opinion]:
         model = str(self.model)
         sha256 = question.content_sha256(model, self.settings.judge_temperature)
         if (reply := await self.evidence.cached(sha256)) is not None:
@@ -88,6 +89,7 @@ class RulerJudge:
         answer, opinions = await self._asked(question)
         await self.evidence.keep(
             sha256,
+            keys,
             self.name,
             model,
             {"text": answer.text},

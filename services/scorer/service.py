@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Protocol
 
 from prometheus_client import Counter, Histogram
 
 from services.scorer.domain import Run, form_groups, pause_s, start_signature, verdict
+from services.scorer.forget_store import ForgetStore
 from services.scorer.store import Case, Judgment, ScorerStore
 from shared.errors import RetryLaterError
 from shared.events import LoopEvent, WindowResolved
@@ -63,6 +64,7 @@ class Scorer:
         self, store: ScorerStore, judge: Judge, outbox: Outbox, *, group_max: int, concurrency: int, rounds: int
     ) -> None:
         self.store = store
+        self.forgetting = ForgetStore(store.pool)
         self.judge = judge
         self.outbox = outbox
         self.group_max = group_max
@@ -127,6 +129,16 @@ class Scorer:
         if await self.store.record(case.group_id, found.state, found.spread, judgments, *of):
             GROUPS.labels(found.state, self.judge.name).inc()
         await self.announce(case.group_id)
+
+    async def forget(self, keys: Sequence[RunKey]) -> dict[str, int]:
+        """Let go of what was said about runs, and leave those that were not judged out. Twice is once."""
+        done = await self.forgetting.forget(keys, self.judge.name)
+        await self.announce()
+        return asdict(done)
+
+    async def rewrite(self, table: str) -> dict[str, str]:
+        await self.forgetting.rewrite(table)
+        return {"table": table}
 
     async def announce(self, group_id: str | None = None) -> None:
         """Publish ``group.scored`` for one group or all that have a state and were not announced."""

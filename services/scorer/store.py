@@ -1,4 +1,4 @@
-"""All SQL of the scorer: ``groups``, ``group_members``, ``judgments`` and ``judge_cache``, which it alone writes."""
+"""The scorer's SQL for groups, members, judgments and cached replies, which it alone writes; see also forget_store."""
 
 from __future__ import annotations
 
@@ -197,18 +197,27 @@ class ScorerStore:
         model: str | None,
         rubric: str,
     ) -> bool:
-        """Write a group's judgments once, all of one judge; False where it had been judged already."""
+        """Write a group's judgments once, all of one judge; False where it had been judged already.
+
+        Or where a member was forgotten meanwhile: the group waits for a judgment of those that are left.
+        """
         async with self.pool.acquire() as connection, connection.transaction():
             done = await connection.fetchval(
                 """update groups set state = $2, spread = $3, revision = $4, judge = $5, judged_at = now(),
                           failure = null
                     where group_id = $1 and state in ('pending', 'failed')
+                      and not exists (select from group_members m
+                                        join unnest($6::text[], $7::text[]) as j (agent_id, trajectory_id)
+                                       using (agent_id, trajectory_id)
+                                       where m.group_id = $1 and m.left_out is not null)
                    returning true""",
                 group_id,
                 state,
                 spread,
                 REVISION,
                 judge,
+                [j.key[0] for j in judgments],
+                [j.key[1] for j in judgments],
             )
             if not done:
                 return False
@@ -269,6 +278,7 @@ class ScorerStore:
     async def keep(
         self,
         content_sha256: bytes,
+        runs: Sequence[RunKey],
         judge: str,
         model: str,
         reply: Any,
@@ -276,10 +286,17 @@ class ScorerStore:
         completion_tokens: int | None,
         latency_ms: float,
     ) -> None:
+        """Remember a reply with the runs that it speaks of; not where one of them was forgotten meanwhile."""
         await self.pool.execute(
-            """insert into judge_cache (content_sha256, judge, model, reply, prompt_tokens, completion_tokens,
-                                        latency_ms)
-               values ($1, $2, $3, $4, $5, $6, $7) on conflict do nothing""",
+            """with runs as (select * from unnest($8::text[], $9::text[]) as n (agent_id, trajectory_id)),
+                    kept as (insert into judge_cache (content_sha256, judge, model, reply, prompt_tokens,
+                                                      completion_tokens, latency_ms)
+                             select $1, $2, $3, $4, $5, $6, $7
+                              where not exists (select from forgotten_runs join runs using (agent_id, trajectory_id))
+                             on conflict do nothing returning content_sha256)
+               insert into judge_cache_runs (content_sha256, agent_id, trajectory_id)
+               select kept.content_sha256, runs.agent_id, runs.trajectory_id from kept cross join runs
+               on conflict do nothing""",
             content_sha256,
             judge,
             model,
@@ -287,4 +304,6 @@ class ScorerStore:
             prompt_tokens,
             completion_tokens,
             latency_ms,
+            [agent_id for agent_id, _ in runs],
+            [trajectory_id for _, trajectory_id in runs],
         )

@@ -126,7 +126,7 @@ def carries(member: Judged, group: ScoredGroup, terms: Terms) -> Carries:
     """
     calls = member.calls
     if not calls or any(call.reply is None for call in calls):
-        return Never("mixed", "a reply of it was not recorded" if calls else "it has no recorded model call")
+        return Never("mixed", "a reply of it was not recorded" if calls else "no model call of it is stored")
     if all(call.token_ids is None and call.logprobs is None for call in calls):
         return _carries_imitation(member, group, terms)
     if not all(call.has_exact_tokens() for call in calls):

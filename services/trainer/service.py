@@ -72,7 +72,8 @@ class Trainer:
     async def tick(self) -> None:
         """Wait until woken or until the tick, then do one round."""
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._woken.wait(), self._tick_s)
+            async with asyncio.timeout(self._tick_s):  # wait_for can swallow a cancellation that meets its timeout
+                await self._woken.wait()
         self._woken.clear()
         await self.round()
 

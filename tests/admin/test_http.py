@@ -16,6 +16,7 @@ from services.admin.handlers import application
 from services.admin.settings import AdminSettings
 from services.admin.store import Store
 from shared import database
+from shared.bodies import unpacked
 from shared.bus import Bus
 from shared.database import Pool
 from shared.errors import ConfigurationError
@@ -197,7 +198,7 @@ async def test_messages_of_any_shape_do_not_break_the_page(client: httpx.AsyncCl
         {"role": "x", "tool_calls": [None, {"function": 3}]},
     ]
     for row in rows:
-        event = json.loads(zlib.decompress(row["body"]))
+        event = json.loads(unpacked(row["body"]))
         event["llm_calls"][0] |= {"messages": odd, "response": {"message": {"tool_calls": {"a": 1}}}}
         await pool.execute(
             "update bodies set body = $1 where event_id = $2",

@@ -64,6 +64,7 @@ async def test_every_command_takes_json(ratchet: Ratchet) -> None:
         ("import gone.jsonl --policy a.b", "is no policy name"),
         ("export --format csv", "choose groups or openai-chat"),
         ("base register .", "it has no config.json"),
+        ("import gone.jsonl", "gone.jsonl cannot be read: No such file"),
         ("base create --corpus gone.jsonl", "gone.jsonl cannot be read: No such file"),
         ("agents key a.b", "is no agent id"),
     ],

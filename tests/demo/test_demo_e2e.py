@@ -8,7 +8,6 @@ import json
 import subprocess
 import sys
 import tempfile
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from psycopg.rows import dict_row
 from services.cli.embedded import NatsServer, PostgresServer
 from shared import subjects
 from shared.artifacts import DirectoryStore
+from shared.bodies import unpacked
 from shared.bus import Bus
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
@@ -99,7 +99,7 @@ async def test_one_trajectory_goes_all_the_way(
     assert call["model_version"] == "v0"
     bodies = database.execute(f"select * from bodies {of_run}".encode(), run).fetchall()
     assert sorted(body["kind"] for body in bodies) == ["llm_call", "step", "trajectory.ended", "trajectory.started"]
-    sent = {body["sequence"]: zlib.decompress(body["body"]) for body in bodies}
+    sent = {body["sequence"]: unpacked(body["body"]) for body in bodies}
     assert all(hashlib.sha256(sent[body["sequence"]]).digest() == body["sha256"] for body in bodies)
 
     reward = one(f"select * from rewards {of_run}", **run)

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from nats.js.errors import APIError
 from pydantic_core import from_json, to_json
 
 from services.cli.embedded import NatsServer, PostgresServer, die_with_parent, free_port
+from shared.bodies import unpacked
 from shared.bus import Bus
 from shared.database import UNAVAILABLE, Pool
 from shared.errors import RetryLaterError
@@ -224,7 +224,7 @@ class Site:
         return [
             Stored(
                 Key(row["agent_id"], str(row["event_id"])),
-                sha256(zlib.decompress(row["body"])),
+                sha256(unpacked(row["body"])),
                 row["sha256"].hex(),
                 rows=row["steps"],
                 wanted=int(row["kind"] == "step"),

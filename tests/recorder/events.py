@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import zlib
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from ratchet_sdk.events import LlmCall, LlmCallMade, Step, StepEvent, TrajectoryEnded, TrajectoryStarted
 
+from services.recorder import envelope
 from services.recorder.domain import Received
+from shared.bodies import packed
 from shared.delivery import Delivery
 
 START = datetime(2026, 11, 20, 10, 0, 1, tzinfo=UTC)
@@ -56,10 +57,8 @@ def delivery(data: bytes, sequence: int = 1, subject: str = "steps.a", **headers
 
 
 def received(event: StepEvent, sequence: int, agent_id: str = "a", published_at: datetime = START) -> Received:
-    data = encoded(event)
-    return Received(
-        agent_id, event, sequence, published_at, hashlib.sha256(data).digest(), len(data), zlib.compress(data)
-    )
+    data, read = encoded(event), envelope.of(event)
+    return Received(agent_id, read, sequence, published_at, hashlib.sha256(data).digest(), len(data), packed(data))
 
 
 def numbered(*events: StepEvent, first: int = 1) -> list[Received]:

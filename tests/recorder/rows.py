@@ -20,7 +20,7 @@ from tests.recorder.events import (
 
 TABLES = ("windows", "trajectories", "steps", "llm_calls", "bodies", "seen_agents")
 VOLATILE = {"received_at", "first_stored_at"}
-RUN = numbered(
+SENT = (
     started(
         scenario_id="sunny",
         model={"name": "traders", "version": "v1"},
@@ -30,6 +30,7 @@ RUN = numbered(
     step(0, llm_calls=[{"call_id": "c", "purpose": "reasoning"}], action={"type": "buy", "result": 1}, reward=0.5),
     ended(),
 )
+RUN = numbered(*SENT)
 
 
 async def keep(pool: Pool, events: Sequence[Received]) -> dict[int, str]:

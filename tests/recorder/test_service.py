@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import zlib
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -17,6 +16,7 @@ from services.recorder.domain import Received
 from services.recorder.service import Kept, Recording
 from services.recorder.settings import RecorderSettings
 from services.recorder.store import EventStore
+from shared.bodies import unpacked
 from shared.database import Pool
 from shared.delivery import Ack, Dead
 from shared.errors import RetryLaterError
@@ -98,7 +98,7 @@ async def test_an_odd_but_lawful_event_is_stored(pool: Pool) -> None:
     ]
     verdicts = await recording(pool).take_in([delivery(data, n + 1) for n, data in enumerate(odd)])
     assert verdicts == [Ack()] * len(odd)
-    stored = {zlib.decompress(row["body"]) for row in await pool.fetch("select body from bodies")}
+    stored = {unpacked(row["body"]) for row in await pool.fetch("select body from bodies")}
     assert stored == set(odd)
     assert await pool.fetchval("select clock_skewed from trajectories where trajectory_id = 'future'") is True
 

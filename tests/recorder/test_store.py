@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import zlib
 from datetime import timedelta
 from itertools import permutations, product
 from uuid import UUID
@@ -12,6 +11,7 @@ import pytest
 from ratchet_sdk.events import uuid7
 
 from services.recorder.store import EventStore
+from shared.bodies import unpacked
 from shared.database import Pool
 from shared.errors import GiveUpError
 from tests.recorder.events import (
@@ -25,7 +25,7 @@ from tests.recorder.events import (
     started,
     step,
 )
-from tests.recorder.rows import RUN, empty, everything, keep, one
+from tests.recorder.rows import RUN, SENT, empty, everything, keep, one
 
 
 async def test_any_order_any_batches_and_any_repetition_give_the_same_rows(pool: Pool) -> None:
@@ -47,7 +47,7 @@ async def test_what_is_stored_is_what_was_sent(pool: Pool) -> None:
     event = step(0, environment=texts, action={"type": "say", "error": "\u0000'; drop table bodies; --"})
     await keep(pool, [received(event, 1)])
     body = await one(pool, "bodies")
-    assert zlib.decompress(body["body"]) == encoded(event)
+    assert unpacked(body["body"]) == encoded(event)
     assert body["size_bytes"] == len(encoded(event))
     assert body["sha256"] == received(event, 1).sha256
     assert (await one(pool, "steps"))["answered"] is True
@@ -138,8 +138,8 @@ async def test_two_recorders_with_the_same_batch_do_not_disturb_each_other(pool:
         item
         for agent in range(10)
         for item in (
-            received(e.event.model_copy(update={"event_id": uuid7()}), agent * 10 + n, f"a{agent}")
-            for n, e in enumerate(RUN)
+            received(event.model_copy(update={"event_id": uuid7()}), agent * 10 + n, f"a{agent}")
+            for n, event in enumerate(SENT)
         )
     ]
     results = await asyncio.gather(*(keep(pool, batch) for batch in (events, events[::-1], events)))

@@ -5,10 +5,8 @@ from __future__ import annotations
 import asyncio
 import gzip
 from collections.abc import Sequence
-from typing import Any
 
 import pytest
-from nats.js import JetStreamContext
 from prometheus_client import REGISTRY
 from pydantic import BaseModel
 from ratchet_sdk.events import MAX_EVENT_BYTES
@@ -105,28 +103,6 @@ async def test_what_lies_before_a_consumer_is_measured(bus: Bus) -> None:
         await asyncio.sleep(0.01)
     await bus.measure()
     assert pending() == 0
-
-
-async def test_a_fetch_that_runs_out_of_time_loses_no_batch(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
-    """nats-py raises the plain TimeoutError in places; the pull loop must keep what it has fetched before."""
-    fetch = JetStreamContext.PullSubscription.fetch
-    got: asyncio.Queue[bytes] = asyncio.Queue()
-
-    async def impatient(self: Any, *, batch: int, **rest: Any) -> Any:
-        if batch == 256:
-            return await fetch(self, batch, **rest)
-        raise TimeoutError
-
-    async def handler(batch: Sequence[Delivery]) -> Sequence[Disposition]:
-        for delivery in batch:
-            got.put_nowait(delivery.data)
-        return [Ack() for _ in batch]
-
-    monkeypatch.setattr(JetStreamContext.PullSubscription, "fetch", impatient)
-    await publish(bus, b"{}", "1")
-    bus.consume_batches(subjects.RECORDER_STEPS, handler, batch_size=256)
-    await bus.broker.start()
-    assert await asyncio.wait_for(got.get(), 10) == b"{}"
 
 
 async def test_the_same_message_id_is_stored_once(bus: Bus) -> None:

@@ -86,7 +86,7 @@ def test_one_call_decides_what_its_run_can_carry(changes: dict[str, object], wan
 
 def test_a_run_of_words_and_tokens_is_mixed() -> None:
     assert verdict(EXACT, WORDS) == Never("mixed", "a call of it lacks token ids or finite logprobs")
-    assert verdict() == Never("mixed", "it has no recorded model call")
+    assert verdict() == Never("mixed", "no model call of it is stored")
 
 
 def test_only_what_an_outcome_calls_good_is_imitated() -> None:

@@ -24,6 +24,7 @@ from shared.bus import Bus
 from shared.database import Pool
 from shared.errors import GiveUpError
 from shared.events import GroupScored
+from shared.service import end
 from shared.streams import stream_end
 from tests.trainer.world import World, call, talk
 
@@ -100,9 +101,7 @@ async def rig(
     )
     made = Rig(bus, pool, World(pool), settings, artifact)
     yield made
-    for task in made.tasks:
-        task.cancel()
-    await asyncio.gather(*made.tasks, return_exceptions=True)
+    await end(made.tasks)
 
 
 async def test_scored_groups_become_a_version_that_is_announced(rig: Rig, artifacts: DirectoryStore) -> None:

@@ -17,6 +17,7 @@ select length_s from walk where length_s is not null;
 alter table outcomes
     add column extra        jsonb not null default '{}',       -- fields of the event that the contract does not know
     add column contradicted boolean not null default false;    -- its id came again with other content
+alter table outcomes alter column extra set statistics 0;      -- texts, as those of data
 create index outcomes_resolutions on outcomes (name) where kind = 'resolution';
 
 alter table settlements
