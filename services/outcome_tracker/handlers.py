@@ -1,4 +1,4 @@
-"""Inbound: facts of the world in batches, closed windows one by one; commands to fill past windows and to forget."""
+"""Inbound: facts of the world in batches, closed windows one by one; commands: fill past windows, forget runs."""
 
 from __future__ import annotations
 
@@ -28,20 +28,19 @@ def subscribe(bus: Bus, facts: Facts, settling: Settling, sync: Sync) -> None:
     bus.consume_batches(subjects.TRACKER_OUTCOMES, facts.take_in)
     bus.consume(subjects.TRACKER_CLOSED, WindowClosed, closed)
 
-    async def plan(request: Range) -> dict[str, Any]:
-        return await sync.plan(request.starts_at, request.ends_at)
-
-    async def fill(request: Range) -> dict[str, Any]:
-        return await sync.sync(request.starts_at, request.ends_at)
-
-    bus.on_command("outcome_tracker", "sync_plan", Range, plan)
-    bus.on_command("outcome_tracker", "sync", Range, fill)
-
     async def forget(request: ForgetRuns) -> dict[str, Any]:
         return await facts.forget(request.keys)
 
     async def rewrite(request: RewriteTable) -> dict[str, Any]:
         return await facts.rewrite(request.table)
 
+    async def plan(request: Range) -> dict[str, Any]:
+        return await sync.plan(request.starts_at, request.ends_at)
+
+    async def fill(request: Range) -> dict[str, Any]:
+        return await sync.sync(request.starts_at, request.ends_at)
+
     bus.on_command("outcome_tracker", "forget", ForgetRuns, forget)
     bus.on_command("outcome_tracker", "rewrite", RewriteTable, rewrite)
+    bus.on_command("outcome_tracker", "sync_plan", Range, plan)
+    bus.on_command("outcome_tracker", "sync", Range, fill)

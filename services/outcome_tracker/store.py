@@ -10,17 +10,6 @@ from services.outcome_tracker.domain import FactKey, FactRow
 from shared.database import Connection, Pool, Record, rewrite
 from shared.errors import GiveUpError
 
-# What is left of a fact about a run that is forgotten: which fact it was and its value, no note and no knowledge.
-BARE = """case kind when 'knowledge' then jsonb_build_object('window_id', window_id, 'agent_id', agent_id,
-                                                           'trajectory_id', trajectory_id, 'data', '{}'::jsonb)
-                    else jsonb_build_object('agent_id', agent_id, 'trajectory_id', trajectory_id, 'name', name,
-                                            'value', value, 'note', null) end"""
-
-
-def _is_forgotten(fact: str) -> str:
-    return f"""exists (select from forgotten_runs r where r.agent_id = {fact}.agent_id
-                                                  and r.trajectory_id = {fact}.trajectory_id)"""  # our own names
-
 
 class OutcomeStore:
     def __init__(self, pool: Pool) -> None:
@@ -46,17 +35,18 @@ class OutcomeStore:
         return await connection.fetch(
             f"""insert into outcomes (source, event_id, sequence, kind, occurred_at, name, value, window_id, agent_id,
                                      trajectory_id, data, extra)
-               select source, event_id, sequence, kind, occurred_at, name, value, window_id, agent_id, trajectory_id,
-                      case when {_is_forgotten("f")} then {BARE} else data::jsonb end,
-                      case when {_is_forgotten("f")} then '{{}}' else extra::jsonb end
+               select source, event_id, sequence, kind, occurred_at, name, value, window_id, agent_id,
+                      trajectory_id, case when forgotten_at is null then data::jsonb else {BARE} end,
+                      case when forgotten_at is null then extra::jsonb else '{{}}' end
                  from unnest($1::text[], $2::uuid[], $3::bigint[], $4::text[], $5::timestamptz[], $6::text[],
                              $7::double precision[], $8::text[], $9::text[], $10::text[], $11::text[], $12::text[])
                       with ordinality
                    as f (source, event_id, sequence, kind, occurred_at, name, value, window_id, agent_id,
                          trajectory_id, data, extra, place)
+                 left join forgotten_runs using (agent_id, trajectory_id)
                 order by place
                on conflict (source, event_id) do nothing
-               returning kind, name, occurred_at, window_id, agent_id, trajectory_id""",  # noqa: S608  # our own literals
+               returning kind, name, occurred_at, window_id, agent_id, trajectory_id""",  # noqa: S608  # our own literal
             [f.source for f in ordered],
             [f.event_id for f in ordered],
             [f.sequence for f in ordered],
@@ -125,6 +115,14 @@ class OutcomeStore:
             *(list(column) for column in zip(*facts, strict=True)),
         )
 
+    async def known(self, facts: Sequence[FactRow]) -> set[FactKey]:
+        """Which of these are stored as they are, or are known to contradict what is stored."""
+        rows = await self.pool.fetch(
+            f"{COMPARED} where o.contradicted or not {DIFFERS}",
+            *_contents(facts),
+        )
+        return {(row["source"], row["event_id"]) for row in rows}
+
     async def forget(self, agents: Sequence[str], trajectories: Sequence[str]) -> int:
         """Take the words out of facts about these runs; gives how many had any. Twice is once.
 
@@ -136,7 +134,7 @@ class OutcomeStore:
                 f"""update outcomes set data = {BARE}, extra = '{{}}'
                      where (agent_id, trajectory_id) in (select * from unnest($1::text[], $2::text[]))
                        and kind in ('trajectory', 'knowledge')
-                       and (data <> {BARE} or extra <> '{{}}')""",  # noqa: S608  # our own literal
+                       and (data, extra) is distinct from ({BARE}, '{{}}')""",  # noqa: S608  # our own literal
                 list(agents),
                 list(trajectories),
             )
@@ -147,13 +145,12 @@ class OutcomeStore:
             raise GiveUpError(f"the outcome tracker rewrites outcomes, not {table[:80]!r}")
         await rewrite(self.pool, table)
 
-    async def known(self, facts: Sequence[FactRow]) -> set[FactKey]:
-        """Which of these are stored as they are, or are known to contradict what is stored."""
-        rows = await self.pool.fetch(
-            f"{COMPARED} where o.contradicted or not {DIFFERS}",
-            *_contents(facts),
-        )
-        return {(row["source"], row["event_id"]) for row in rows}
+
+# What is left of a fact about a run that is forgotten: which fact it was and its value, no note and no knowledge.
+BARE = """case kind when 'knowledge' then jsonb_build_object('window_id', window_id, 'agent_id', agent_id,
+                                                           'trajectory_id', trajectory_id, 'data', '{}'::jsonb)
+                    else jsonb_build_object('agent_id', agent_id, 'trajectory_id', trajectory_id, 'name', name,
+                                            'value', value, 'note', null) end"""
 
 
 def _contents(facts: Sequence[FactRow]) -> tuple[list[Any], ...]:
@@ -173,7 +170,8 @@ select n.source, n.event_id, n.sequence
   from unnest($1::text[], $2::uuid[], $3::bigint[], $4::text[], $5::timestamptz[], $6::text[], $7::text[])
     as n (source, event_id, sequence, kind, occurred_at, data, extra)
   join outcomes o using (source, event_id)
+  left join forgotten_runs r on (r.agent_id, r.trajectory_id) = (o.agent_id, o.trajectory_id)
 """
-# Of a forgotten run nothing is left to compare with.
-DIFFERS = f"""(not {_is_forgotten("o")} and (o.kind, o.occurred_at, o.data, o.extra)
-    is distinct from (n.kind, n.occurred_at, n.data::jsonb, n.extra::jsonb))"""
+# Of a forgotten run the words are gone: what comes again is compared by what is left.
+DIFFERS = """((o.kind, o.occurred_at) is distinct from (n.kind, n.occurred_at)
+              or r.forgotten_at is null and (o.data, o.extra) is distinct from (n.data::jsonb, n.extra::jsonb))"""

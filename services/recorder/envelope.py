@@ -16,13 +16,15 @@ from uuid import UUID
 import msgspec
 from msgspec import Meta, Struct
 from ratchet_sdk import events
-from ratchet_sdk.events import EXPECTATION, MAX_EXPECTATIONS, uuid7_time
+from ratchet_sdk.events import MAX_EXPECTATIONS, uuid7_time
 
 Policy = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{1,64}\Z")]
 RunId = Annotated[str, Meta(pattern=r"^[A-Za-z0-9._:~-]{1,128}\Z")]
 Name = Annotated[str, Meta(pattern=r"^[^\x00-\x1f\x7f]{1,200}\Z")]
+Expectation = Annotated[
+    str, Meta(pattern=r"^(reward|knowledge|(fact|price|resolution|metric):[^\x00-\x1f\x7f]{1,200})\Z")
+]
 StepNumber = Annotated[int, Meta(ge=0, lt=2**31)]
-Expectation = Annotated[str, Meta(pattern=EXPECTATION.removesuffix("$") + r"\Z")]
 Instant = Annotated[datetime, Meta(tz=True)]
 Fields = dict[str, Any]
 # gc=False: events are trees, which nothing in them refers back into; the collector need not look at them.

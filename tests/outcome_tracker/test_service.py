@@ -26,6 +26,7 @@ from shared.streams import ack_floor
 from tests.outcome_tracker.world import (
     STARTS,
     WINDOW,
+    add_window,
     deliveries,
     delivery,
     knowledge,
@@ -198,3 +199,22 @@ async def test_a_lost_database_is_no_verdict_on_a_fact(pool: Pool) -> None:
     await pool.close()
     with pytest.raises(asyncpg.InterfaceError):
         await service.take_in([delivery(reward("a", 1))])
+
+
+async def test_a_forgotten_run_s_fact_that_comes_again_contradicts_nothing(pool: Pool) -> None:
+    """Its words are gone from what is stored: it is compared by what is left, and none of them comes back."""
+    await add_window(pool, "a")
+    service = Facts(OutcomeStore(pool))
+    content = {"agent_id": "a", "trajectory_id": "t", "name": "reward", "value": 1, "note": "the words"}
+    fact = outcome("trajectory", content, event_id=SAME).replace(b'"schema"', b'"more": "words", "schema"')
+    known = knowledge({"agent_id": "a", "trajectory_id": "t"}, why="words")
+    await service.take_in(deliveries(fact, known))
+    await pool.execute("insert into forgotten_runs (agent_id, trajectory_id, who) values ('a', 't', 'test')")
+    assert await service.forget([("a", "t")]) == {"facts": 2}
+    assert await service.forget([("a", "t")]) == {"facts": 0}
+    assert await service.take_in(deliveries(fact, known)) == [Ack(), Ack()]
+    moved = fact.replace(b"10:00:00", b"10:00:01")
+    assert await service.take_in(deliveries(moved, reward("a", 2, minute=1))) == [Dead(CONTRADICTION), Ack()]
+    rows = await pool.fetch("select kind, value, data::text || extra::text as words from outcomes order by value")
+    assert [(row["kind"], row["value"]) for row in rows] == [("trajectory", 1), ("trajectory", 2), ("knowledge", None)]
+    assert not [row for row in rows if "words" in row["words"]]

@@ -64,7 +64,10 @@ VALUES = st.recursive(
     | st.sampled_from(
         ["v1", "1", "1.5", "true", "2026-11-24", "2026-11-20T10:00:01+05:30", "2026-11-20 10:00:01.1234567Z"]
     )
-    | st.sampled_from(["action", "step", "llm_call", "trajectory.ended", "completed", 1.0, 0, -1, 2**31, "t\n"]),
+    | st.sampled_from(["action", "step", "llm_call", "trajectory.ended", "completed", 1.0, 0, -1, 2**31, "t\n"])
+    | st.lists(st.sampled_from(["reward", "reward\n", "price:a", "price:", "fact:a\n", "luck", 1]), max_size=3)
+    | st.just(["reward"] * 32)
+    | st.just(["reward"] * 33),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from("abc"), inner, max_size=2),
     max_leaves=4,
 )
@@ -76,7 +79,9 @@ def changed(draw: st.DrawFn) -> bytes:
     event = json.loads(draw(st.sampled_from(TAKEN)))
     for _ in range(draw(st.integers(1, 3))):
         place = draw(st.sampled_from(list(objects_of(event))))
-        name = draw(st.sampled_from([*place, "schema_", "schema", "event_id", "extra", "reward", "temperature"]))
+        name = draw(
+            st.sampled_from([*place, "schema_", "schema", "event_id", "extra", "reward", "temperature", "expects"])
+        )
         if draw(st.booleans()):
             place[name] = draw(VALUES)
         else:

@@ -17,6 +17,7 @@ select length_s from walk where length_s is not null;
 alter table outcomes
     add column extra        jsonb not null default '{}',       -- fields of the event that the contract does not know
     add column contradicted boolean not null default false;    -- its id came again with other content
+alter table outcomes alter column extra set statistics 0;      -- texts, as those of data
 create index outcomes_resolutions on outcomes (name) where kind = 'resolution';
 
 alter table settlements
@@ -40,6 +41,3 @@ select distinct on (agent_id, trajectory_id) agent_id, trajectory_id, value as r
 from outcomes
 where kind = 'trajectory' and name = 'reward'
 order by agent_id, trajectory_id, occurred_at desc, event_id desc, source desc;
-
--- Statistics keep samples of a column's values: no text about a run is to stay in them when the run is forgotten.
-alter table outcomes alter column extra set statistics 0;
