@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from secrets import token_hex
 
 from nats.aio.client import Client
 from nats.aio.msg import Msg
+from nats.errors import ConnectionClosedError, MaxPayloadError
 from nats.errors import Error as NatsError
-from nats.errors import MaxPayloadError
 from nats.js import JetStreamContext
 from nats.js.api import PubAck
 from nats.js.errors import APIError
@@ -60,9 +60,7 @@ class JetStream(JetStreamContext):
             return []
         batch = {"Nats-Batch-Id": token_hex(16)}
         try:
-            for place, item in enumerate(messages[:-1], start=1):
-                headers = {**item.headers, **batch, "Nats-Batch-Sequence": str(place), "Nats-Msg-Id": item.message_id}
-                await self._client.publish(item.subject, item.data, headers=headers)
+            await self._write(b"".join(_frames(messages[:-1], batch["Nats-Batch-Id"], self._client.max_payload)))
             batch |= {"Nats-Batch-Sequence": str(len(messages)), "Nats-Batch-Commit": "1"}
             committed = await self._send(messages[-1], {**batch, "Nats-Msg-Id": messages[-1].message_id})
             await self._acks([committed])
@@ -78,6 +76,17 @@ class JetStream(JetStreamContext):
         if fault is None and committed.result().batch_size != len(messages):
             return []  # it stored the messages, and took them for single ones
         return [fault] * len(messages)
+
+    async def _write(self, frames: bytes) -> None:
+        """What ``Client.publish`` does with a message, for many at once: a quarter of its time for each.
+
+        ``_send_command`` and ``_flush_pending`` are nats-py's own. While it is not connected they keep what they are
+        given for the next connection, where it would be a batch without a beginning.
+        """
+        if not self._client.is_connected:
+            raise ConnectionClosedError
+        await self._client._send_command(frames)
+        await self._client._flush_pending()
 
     async def _one_by_one(self, messages: Sequence[Message]) -> list[Exception | None]:
         """Each with an ack of its own, all acks awaited at once."""
@@ -129,6 +138,20 @@ class JetStream(JetStreamContext):
             future = self._publish_async_futures.get(msg.subject.rpartition(".")[2])
             if future is not None and not future.done():
                 future.set_exception(error)
+
+
+def _frames(messages: Sequence[Message], batch_id: str, max_payload: int) -> Iterator[bytes]:
+    """The first messages of a batch as they are written to the socket. Raises MaxPayloadError."""
+    for place, item in enumerate(messages, start=1):
+        if len(item.data) > max_payload:
+            raise MaxPayloadError
+        own = "".join([f"{name}: {value}\r\n" for name, value in item.headers.items()])
+        head = (
+            f"NATS/1.0\r\nNats-Batch-Id: {batch_id}\r\nNats-Batch-Sequence: {place}\r\n"
+            f"Nats-Msg-Id: {item.message_id}\r\n{own}\r\n"
+        ).encode()
+        sizes = f"HPUB {item.subject}  {len(head)} {len(head) + len(item.data)}\r\n".encode()
+        yield b"%b%b%b\r\n" % (sizes, head, item.data)
 
 
 def _fault_of(future: asyncio.Future[PubAck]) -> Exception | None:

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from ratchet_sdk.redact import Redaction, Redactor, secrets
+from ratchet_sdk import redact
+from ratchet_sdk.redact import KINDS, Redaction, Redactor, secrets
 
 KEY = "sk-proj-" + "a1B2" * 6
 SAMPLES = {
@@ -107,6 +108,29 @@ def test_what_comes_out_is_json_and_what_had_no_secret_is_the_same_bytes(event: 
     assert redacted(data, None) is data
     assert redacted(data, lambda text: text) is data
     assert redacted(data, str.upper) == data or json.loads(redacted(data, str.upper)) != event
+
+
+ARABIC = "4111 1111 1111 1111".translate({ord("0") + n: 0x660 + n for n in range(10)})
+PARTS = st.one_of(
+    st.sampled_from([*SAMPLES, *HARMLESS, "\ud800", ARABIC, "1234 1234", "\\", "\n", '"', "/", "\u212a"]),
+    st.sampled_from([word for _, words, _ in KINDS for word in words]).map(lambda word: word.upper() + "a" * 20),
+    st.text(max_size=3),
+)
+
+
+@given(st.lists(PARTS, max_size=4).map("".join))
+def test_what_is_not_looked_at_closely_has_no_secret(text: str) -> None:
+    quick = secrets(text)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(redact, "suspect", lambda text: True)
+        assert secrets(text) == quick
+
+
+@given(st.lists(PARTS, max_size=4).map("".join), st.booleans())
+def test_an_event_is_looked_at_as_its_texts_are(text: str, ascii_only: bool) -> None:
+    text = text.encode("utf-8", "replace").decode()
+    data = json.dumps({"environment": {"x": text}}, ensure_ascii=ascii_only).encode()
+    assert json.loads(redacted(data, secrets))["environment"]["x"] == secrets(text)
 
 
 @pytest.mark.timeout(20)
