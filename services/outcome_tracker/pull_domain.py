@@ -18,7 +18,7 @@ from uuid import UUID
 from pydantic import ValidationError
 from ratchet_sdk.events import MAX_EVENT_BYTES, outcomes
 
-from services.outcome_tracker.domain import FactRow, fact_row
+from services.outcome_tracker.domain import FactRow, fact_row, fault_of
 from shared.errors import ConfigurationError, GiveUpError, reason
 
 NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -85,6 +85,7 @@ class Bad:
     where: str
     reason: str
     data: bytes
+    fault: str = "malformed"  # one of domain.FAULTS
 
     @property
     def key(self) -> str:
@@ -163,10 +164,10 @@ def pulled(
             raise GiveUpError(f"the fact is {len(data):,} bytes, over the limit of {MAX_EVENT_BYTES:,}")
         return Good(fact_row(event, source=source, sequence=0, published_at=now), data)
     except ValidationError as error:
-        why = f"not an outcome: {reason(error)}"
+        why, fault = f"not an outcome: {reason(error)}", fault_of(error)
     except GiveUpError as error:
-        why = str(error)
-    return Bad(where, why, _canonical(row).encode("utf-8", "replace")[:MAX_KEPT_BYTES])
+        why, fault = str(error), fault_of(error)
+    return Bad(where, why, _canonical(row).encode("utf-8", "replace")[:MAX_KEPT_BYTES], fault)
 
 
 # how often --------------------------------------------------------------------------------------

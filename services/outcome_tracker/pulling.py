@@ -115,4 +115,4 @@ class Pulling:
         if len(tally.bad) < MAX_BAD_SHOWN:
             tally.bad.append(bad)
         if await self.door.bury(source, bad):
-            BAD.labels("malformed").inc()
+            BAD.labels(bad.fault).inc()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Collection, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Protocol
 
 from prometheus_client import Counter, Gauge
@@ -103,12 +104,18 @@ class Settling:
     # settling -----------------------------------------------------------------------------------
     async def _advance(self, window: Waiting, position: Position) -> None:
         unread = not_pulled(self.sources, window.pulled)
-        limits = {"min_s": self.settings.settle_min_s, "max_s": self.settings.settle_max_s}
-        lacking = bool(unread or window.unmet)
-        move = next_move(window.waited_s, window.barrier, position, lacking=lacking, **limits)
+        what_next = partial(
+            next_move,
+            window.waited_s,
+            position=position,
+            unread=bool(unread),
+            unmet=bool(window.unmet),
+            min_s=self.settings.settle_min_s,
+            max_s=self.settings.settle_max_s,
+        )
+        move = what_next(window.barrier)
         if isinstance(move, TakeBarrier):
-            barrier = await self.store.set_barrier(window.window_id, window.revision, move.mark)
-            move = next_move(window.waited_s, barrier, position, lacking=lacking, **limits)
+            move = what_next(await self.store.set_barrier(window.window_id, window.revision, move.mark))
         match move:
             case Settle(missing):
                 await self._settle(window, (*missing, *unread), reached=not missing)

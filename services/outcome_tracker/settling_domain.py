@@ -53,19 +53,27 @@ Move = Wait | TakeBarrier | Settle
 
 
 def next_move(
-    waited_s: float, barrier: Mark | None, position: Position, *, lacking: bool, min_s: float, max_s: float
+    waited_s: float,
+    barrier: Mark | None,
+    position: Position,
+    *,
+    unread: bool,
+    unmet: bool,
+    min_s: float,
+    max_s: float,
 ) -> Move:
     """What to do about a closed window that has waited ``waited_s``.
 
-    waited < min: wait. No barrier yet: take the stream's end as it is now. Stored up to the barrier and nothing
-    ``lacking`` (of what its runs expect, or of a pull source): settle. waited >= max: settle with what is there.
-    A stream that was made anew can never reach the barrier: that alone is not waited for.
+    waited < min: wait. Pull sources ``unread``: wait, so that what they hold lies before the barrier. No barrier yet:
+    take the stream's end as it is now. Stored up to the barrier and nothing ``unmet`` of what its runs expect: settle.
+    waited >= max: settle with what is there. A stream that was made anew can never reach the barrier: that alone is
+    not waited for.
     """
-    if waited_s < min_s:
+    if waited_s < min_s or (unread and waited_s < max_s):
         return Wait()
     if barrier is None:
         return TakeBarrier(position.end)
-    if lacking and waited_s < max_s:
+    if unmet and waited_s < max_s:
         return Wait()
     if barrier.created != position.end.created:
         return Settle(("the barrier (the stream of outcomes was made anew)",))

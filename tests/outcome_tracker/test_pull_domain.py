@@ -110,7 +110,9 @@ def test_a_bad_row_says_what_is_wrong_with_it(wrong: dict[str, Any], reason: str
 
 
 def test_a_row_from_the_future_is_bad_and_one_of_another_time_is_not_asked_for() -> None:
-    assert "ahead of the broker" in read(PRICE, now=FROM).reason
+    ahead = read(PRICE, now=FROM)
+    assert ("ahead of the broker" in ahead.reason, ahead.fault) == (True, "from the future")
+    assert [read({**PRICE, "kind": "x"}).fault, read({**PRICE, "price": "inf"}).fault] == ["unknown kind", "not finite"]
     assert read({**PRICE, "occurred_at": "2026-11-20T11:00:00Z"}) is None
     assert read({**PRICE, "occurred_at": "2026-11-20T09:59:59.999999Z"}) is None
     assert isinstance(read({**PRICE, "occurred_at": "2026-11-20T10:00:00Z"}), Good)

@@ -13,9 +13,11 @@ import pytest
 from services.outcome_tracker.pull_domain import Pulled
 from services.outcome_tracker.source_csv import CsvSource
 from services.outcome_tracker.sync import Sync
+from shared import subjects
 from shared.bus import Bus
 from shared.database import Pool
 from shared.errors import GiveUpError, RetryLaterError
+from shared.streams import ack_floor
 from tests.outcome_tracker.world import (
     ENDS,
     STARTS,
@@ -72,9 +74,12 @@ async def pull_again(pool: Pool, made: Tracker) -> None:
     await made.pulling.tick()
 
 
-async def stored(pool: Pool, count: int) -> None:
+async def stored(pool: Pool, bus: Bus, count: int) -> None:
+    """And acknowledged: a barrier beyond them is reached."""
+
     async def there() -> bool:
-        return bool(await pool.fetchval("select count(*) from outcomes") >= count)
+        kept = await pool.fetchval("select count(*) from outcomes")
+        return bool(kept >= count and await ack_floor(bus, subjects.TRACKER_OUTCOMES) >= count)
 
     await until(there)
 
@@ -87,14 +92,14 @@ async def test_sources_are_read_while_a_window_waits_and_each_row_is_one_fact(po
     await made.settling.window_closed(closed())
     await made.pulling.tick()
     await made.pulling.tick()
-    await stored(pool, 2)
+    await stored(pool, bus, 2)
     for _ in range(2):
         await pull_again(pool, made)
     await made.settling.tick()
     assert (await settlement(pool))["state"] == "waiting", "the reward is expected"
     write(file, METRIC, REWARD, PRICE)
     await pull_again(pool, made)
-    await stored(pool, 3)
+    await stored(pool, bus, 3)
 
     async def is_settled() -> bool:
         await made.settling.tick()
@@ -118,7 +123,7 @@ async def test_a_source_that_fails_holds_the_window_and_no_other_source(pool: Po
     await made.settling.window_closed(closed())
     await made.settling.tick()
     await made.pulling.tick()
-    await stored(pool, 2)
+    await stored(pool, bus, 2)
     await made.settling.tick()
     assert (await settlement(pool))["state"] == "waiting"
     await pool.execute("update settlements set wait_from = now() - interval '1000 seconds'")
@@ -162,7 +167,7 @@ async def test_bad_rows_are_dead_letters_once_and_their_neighbours_facts(pool: P
     for _ in range(2):
         tally = await made.pulling.pull(STARTS, ENDS)
         assert (tally.read, tally.bad_count, tally.faults) == (2, 3, {"desk": None})
-        await stored(pool, 2)
+        await stored(pool, bus, 2)
     said = await reasons(bus)
     assert len(said) == 3
     for where, reason in (("line 2", "finite number"), ("line 4", "'rumour'"), ("line 6", "a time with its zone")):
@@ -174,7 +179,7 @@ async def test_a_row_that_changes_under_its_id_contradicts_itself_once(pool: Poo
     made = tracker(pool, bus, sources=[CsvSource("desk", str(file))])
     await made.listen()
     await made.pulling.pull(STARTS, ENDS)
-    await stored(pool, 2)
+    await stored(pool, bus, 2)
     write(file, PRICE.replace(",2,", ",3,"), METRIC)
     await made.pulling.pull(STARTS, ENDS)
 

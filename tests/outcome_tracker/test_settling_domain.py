@@ -36,8 +36,9 @@ def at(end: int, floor: int, created: datetime = CREATED) -> Position:
 
 
 def test_a_window_is_settled_in_its_order() -> None:
-    limits: dict[str, Any] = {"lacking": False, "min_s": 10.0, "max_s": 60.0}
-    lacking: dict[str, Any] = {**limits, "lacking": True}
+    limits: dict[str, Any] = {"unread": False, "unmet": False, "min_s": 10.0, "max_s": 60.0}
+    lacking: dict[str, Any] = {**limits, "unmet": True}
+    unread: dict[str, Any] = {**limits, "unread": True}
     mark = Mark(CREATED, 5)
     assert next_move(9.9, None, at(5, 5), **limits) == Wait()
     assert next_move(9.9, mark, at(5, 5), **limits) == Wait()
@@ -45,6 +46,10 @@ def test_a_window_is_settled_in_its_order() -> None:
     assert next_move(10, mark, at(9, 4), **limits) == Wait()
     assert next_move(10, mark, at(9, 5), **limits) == Settle()
     assert next_move(59, mark, at(9, 5), **lacking) == Wait()
+    assert next_move(59, None, at(5, 5), **lacking) == TakeBarrier(mark)
+    assert next_move(59, None, at(5, 5), **unread) == Wait(), "what is pulled must lie before the barrier"
+    assert next_move(59, mark, at(5, 5), **unread) == Wait()
+    assert next_move(60, None, at(5, 5), **unread) == TakeBarrier(mark)
     assert next_move(60, mark, at(9, 5), **lacking) == Settle()
     assert next_move(60, mark, at(9, 5), **limits) == Settle()
     assert next_move(60, mark, at(9, 3), **limits) == Settle(("the barrier (2 outcomes are not read yet)",))
@@ -59,19 +64,21 @@ def test_a_window_is_settled_in_its_order() -> None:
     st.integers(0, 20),
     st.booleans(),
     st.booleans(),
+    st.booleans(),
     st.floats(0, 50),
     st.floats(0, 50),
 )
 def test_no_window_is_settled_early_nor_waits_for_ever(
-    waited_s: float, end: int, floor: int, known: bool, lacking: bool, min_s: float, more_s: float
+    waited_s: float, end: int, floor: int, known: bool, unread: bool, unmet: bool, min_s: float, more_s: float
 ) -> None:
     barrier = Mark(CREATED, end) if known else None
-    move = next_move(waited_s, barrier, at(end, floor), lacking=lacking, min_s=min_s, max_s=min_s + more_s)
+    lacks: dict[str, Any] = {"unread": unread, "unmet": unmet}
+    move = next_move(waited_s, barrier, at(end, floor), **lacks, min_s=min_s, max_s=min_s + more_s)
     if isinstance(move, Settle):
         assert waited_s >= min_s
         assert barrier is not None
         assert bool(move.missing) == (floor < end)
-        assert not lacking or waited_s >= min_s + more_s
+        assert not (unread or unmet) or waited_s >= min_s + more_s
     if barrier is not None and waited_s >= min_s + more_s:
         assert isinstance(move, Settle)
 
