@@ -6,6 +6,7 @@ JetStream overwrites the bytes of a message that is deleted, and does it before 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Callable, Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -121,10 +122,8 @@ def _as_sent(message: Msg) -> Sent:
     subject, at = message.subject, message.metadata.timestamp.astimezone(UTC)
     if subject.startswith("dead."):
         subject = headers.get("Ratchet-Subject", "")
-        try:
-            at = datetime.fromisoformat(headers.get("Ratchet-Published-At", ""))
-        except ValueError:
-            pass
+        with contextlib.suppress(ValueError):
+            at = datetime.fromisoformat(headers.get("Ratchet-Published-At", "")).astimezone(UTC)
     return Sent(subject, at, _unpacked(message, headers))
 
 

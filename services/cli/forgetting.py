@@ -95,7 +95,10 @@ def selected(agent: str | None, trajectory: str | None, before: str | None) -> S
 
 
 async def _runs(pool: Pool, selection: Selection) -> list[RunKey]:
-    """The runs that are meant. Raises ConfigurationError where one id is the run of several agents."""
+    """The runs that are meant. Raises ConfigurationError where one id is the run of several agents.
+
+    A run that is named whole is meant even where it is not stored: streams may hold what could not be.
+    """
     from services.cli import store
 
     keys = await store.runs_named(pool, selection.agent_id, selection.trajectory_id, selection.before)
@@ -104,6 +107,8 @@ async def _runs(pool: Pool, selection: Selection) -> list[RunKey]:
         raise ConfigurationError(
             f"{len(owners)} agents have a run {selection.trajectory_id}; choose with --agent: {', '.join(owners[:8])}"
         )
+    if not keys and selection.agent_id is not None and selection.trajectory_id is not None:
+        return [(selection.agent_id, selection.trajectory_id)]
     if not keys:
         raise GiveUpError(f"no run {selection.words()} is stored")
     return keys
