@@ -2,10 +2,10 @@
 
 Each peer is installed from PyPI into a venv of its own below ``.ratchet/bench`` (the first time takes minutes and the
 network, about 2 GB in all) and gets spans of as many bytes as our events, 100 at a time, by the quickest of its own
-public ways. Ours is ``committed_per_s`` of ``bench.ingest``: publishing and storing at once, until the last is committed.
+public ways. Ours is ``committed_per_s`` of ``bench.ingest``: publishing and storing until the last is committed.
 
-They do not promise the same. Ours and MLflow's are on disk when they are counted; Phoenix's too, but it acknowledged them
-before; Agent Lightning's are in memory alone.
+They do not promise the same. Ours and MLflow's are on disk when they are counted; Phoenix's too, but it acknowledged
+them before; Agent Lightning's are in memory alone.
 """
 
 from __future__ import annotations
@@ -85,7 +85,9 @@ def measured(peer: Peer, events: int, size_bytes: int, postgres: PostgresServer,
     command = [str(python), str(SCRIPTS / peer.script), str(events), str(size_bytes), url]
     log = home / f"{peer.name}.log"
     with log.open("wb") as errors:
-        done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=errors, timeout=LIMIT_S)
+        done = subprocess.run(  # a failure is told with its log
+            command, check=False, env=environment, stdout=subprocess.PIPE, stderr=errors, timeout=LIMIT_S
+        )
     if done.returncode:
         raise SystemExit(f"{peer.name} ended with {done.returncode}: {log.read_text(errors='replace')[-800:]}")
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])

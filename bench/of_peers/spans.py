@@ -1,7 +1,7 @@
 """Spans as the peers take them: traces of 50, each span with about as many bytes of text as an event of ours.
 
-The scripts in this folder run in venvs of their own (bench/peers.py makes them), so that they import nothing of Ratchet.
-Each takes the number of spans, their bytes and where to keep them, and prints one JSON object.
+The scripts in this folder run in venvs of their own, which bench/peers.py makes, and import nothing of Ratchet. Each takes
+the number of spans, their bytes and where to keep them, and prints one JSON object.
 """
 
 from __future__ import annotations
@@ -15,7 +15,11 @@ from typing import NamedTuple
 
 AT_ONCE = 100
 OF_A_TRACE = 50
-WORDS = ["the", "price", "of", "iron", "rose", "by", "2.4", "%", "since", "noon", "while", "tea", "fell", "on", "news", "that", "rain", "delayed", "two", "ships", "and", "nobody", "knows", "whether", "the", "buyer", "who", "asked", "for", "120", "tons", "will", "wait", ";", "my", "balance", "is", "981.50", ",", "so", "I", "could", "buy", "some", "now", "or", "hold"]
+TEXT = (
+    "the price of iron rose by 2.4 % since noon while tea fell on news that rain delayed two ships and nobody knows"
+    " whether the buyer who asked for 120 tons will wait ; my balance is 981.50 , so I could buy some now or hold"
+)
+WORDS = TEXT.split()
 
 
 class SpanMade(NamedTuple):
