@@ -178,6 +178,17 @@ async def test_what_was_trained_on_is_not_trained_on_again_by_a_new_judgment(
     assert (first["score"], second["score"]) == (1.0, 0.0), "the batch stands on the judgment that it was made of"
 
 
+async def test_a_plan_on_a_judgment_that_is_not_the_newest_is_not_claimed(
+    store: Store, line: World, pool: Pool
+) -> None:
+    await judged_anew(pool, "g0", "disputed")
+    await judged_anew(pool, "g1")
+    assert not await claim(store, "b1", "g0")
+    assert not await claim(store, "b1", "g1")
+    newest = [Entry(e.agent_id, e.trajectory_id, e.group_id, 2, e.label, e.advantage, None) for e in entries("g1")]
+    assert await store.claim("b1", "default", "v0", "grpo", newest, {})
+
+
 async def test_a_group_whose_looks_disagree_is_not_trained_on(store: Store, line: World, pool: Pool) -> None:
     await judged_anew(pool, "g0", "disputed")
     assert [row["group_id"] for row in await store.unused_groups("default", 9)] == ["g1"]
