@@ -56,6 +56,7 @@ def rules_of(settings: ScorerSettings) -> Rules:
 async def main() -> None:
     settings = load(ScorerSettings)
     configure_logging(NAME, settings.log_level)
+    book(settings.judge_rubric, settings.judge_rubrics)  # a wrong one ends the process before anything is opened
     url = settings.database_url.get_secret_value()
     async with database.pool(url, pool_size=settings.database_pool, application=NAME) as pool:
         store, ledger = ScorerStore(pool), LedgerStore(pool, lease_s=settings.judge_lease_s)

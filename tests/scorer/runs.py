@@ -48,7 +48,12 @@ async def add_window(pool: Pool, facts: dict[str, Any] | None = None) -> None:
 
 
 def events(
-    trajectory_id: str, *, system: str = "You trade.", said: str = "buy", own_reward: float | None = None
+    trajectory_id: str,
+    *,
+    system: str = "You trade.",
+    said: str = "buy",
+    own_reward: float | None = None,
+    error: str | None = None,
 ) -> list[StepEvent]:
     """A run of one step: asked once, acted once, ended well by its own account."""
     head = {"trajectory_id": trajectory_id, "started_at": STARTS, "occurred_at": STARTS}
@@ -67,7 +72,13 @@ def events(
             action=Action(type="buy", success=True, result="done"),
             reward=own_reward,
         ),
-        TrajectoryEnded(**head, status="completed", step_count=1, final={"own_word": own_reward}),
+        TrajectoryEnded(
+            **head,
+            status="failed" if error else "completed",
+            step_count=1,
+            final={"own_word": own_reward},
+            **({"error": error} if error else {}),
+        ),
     ]
 
 
