@@ -42,7 +42,9 @@ class ScorerSettings(Settings):
     judge_drift_max: float = Field(
         0.2, gt=0, le=2, description="how far tau may fall below that of the windows before, until an alert says so"
     )
-    group_max: int = Field(8, ge=2, le=8, description="members of a group at most; larger sets are split")
+    group_max: int = Field(
+        8, ge=2, le=64, description="members of a group at most; larger sets are split. The outcome judge can take more"
+    )
     group_target: int = Field(
         0, ge=0, description="runs of a policy in a window over which some are dropped at random; 0 drops none"
     )
