@@ -23,7 +23,17 @@ OWNERS = {
         "retention",
     },
     "outcome_tracker": {"outcomes", "settlements", "corrections_due"},
-    "scorer": {"groups", "group_members", "judgments", "judge_cache", "judge_cache_runs"},
+    "scorer": {
+        "groups",
+        "group_members",
+        "judgments",
+        "looks",
+        "look_scores",
+        "judge_cache",
+        "judge_cache_runs",
+        "judge_claims",
+        "judge_spend",
+    },
     "trainer": {"batches", "batch_trajectories", "models", "artifacts"},
     "deployer": {"deployments", "routes", "assignments", "evidence", "incidents", "quarantines"},
     "admin": {"agents", "tokens", "audit"},
@@ -56,9 +66,9 @@ def strings_of(path: Path) -> list[str]:
 
 
 def test_every_table_has_an_owner() -> None:
-    files = (ROOT / "shared/migrations/versions").glob("*.sql")
+    files = sorted((ROOT / "shared/migrations/versions").glob("*.sql"))
     sql = "\n".join(path.read_text(encoding="utf-8") for path in files)
-    created = set(re.findall(r"create table (\w+)\s*\(", sql))
+    created = set(re.findall(r"create table (?:if not exists )?(\w+)\s*\(", sql))
     assert created == TABLES
 
 

@@ -1,7 +1,7 @@
 """Spans as the peers take them: traces of 50, each span with about as many bytes of text as an event of ours.
 
-The scripts in this folder run in venvs of their own, which bench/peers.py makes, and import nothing of Ratchet. Each takes
-the number of spans, their bytes and where to keep them, and prints one JSON object.
+The scripts in this folder run in venvs of their own, which bench/peers.py makes, and import nothing of Ratchet. Each
+takes the number of spans, their bytes and where to keep them, and prints one JSON object.
 """
 
 from __future__ import annotations

@@ -24,7 +24,11 @@ AT_ONCE = 100  # runs in one command: one transaction of each service
 COMMAND_S = 120.0
 REWRITE_S = 290.0  # the broker lets a service answer for five minutes
 STREAMS = ("STEPS", "OUTCOMES", "DEAD")
-REWRITTEN = {"recorder": ["steps"], "outcome_tracker": ["outcomes"], "scorer": ["judgments", "judge_cache"]}
+REWRITTEN = {
+    "recorder": ["steps"],
+    "outcome_tracker": ["outcomes"],
+    "scorer": ["judgments", "look_scores", "judge_cache"],
+}
 WORDS = {
     "runs": "runs not forgotten before",
     "events": "events",

@@ -104,6 +104,19 @@ async def window_exists(pool: Pool, window_id: str) -> bool:
     return bool(await pool.fetchval("select exists (select from windows where window_id = $1)", window_id))
 
 
+async def judging(pool: Pool, window_id: str) -> Row:
+    """Of a window's groups: how many have the judgment that is wanted, how many failed at it, how many wait."""
+    row = await pool.fetchrow(
+        """select count(*) filter (where not wanted) as judged,
+                  count(*) filter (where wanted and failure is not null) as failed,
+                  count(*) filter (where wanted and failure is null) as waiting
+             from groups where window_id = $1 and state <> 'small'""",
+        window_id,
+    )
+    assert row is not None
+    return dict(row)
+
+
 # forget -------------------------------------------------------------------------------------------
 async def runs_named(
     pool: Pool, agent_id: str | None, trajectory_id: str | None, before: datetime | None
@@ -138,7 +151,7 @@ async def traces(pool: Pool, keys: Sequence[RunKey]) -> Row:
                       as cached_judgments,
                   (select count(*) from group_members m join n using (agent_id, trajectory_id)
                      join groups g using (group_id)
-                    where m.left_out is null and g.state in ('pending', 'failed')) as left_out
+                    where m.left_out is null and g.wanted) as left_out
              from there""",
         [agent_id for agent_id, _ in keys],
         [trajectory_id for _, trajectory_id in keys],

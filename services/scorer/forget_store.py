@@ -10,7 +10,7 @@ from shared.errors import GiveUpError
 from shared.forgetting import LEFT_OUT
 from shared.trajectories import RunKey
 
-MAY_BE_REWRITTEN = ("judgments", "judge_cache")
+MAY_BE_REWRITTEN = ("judgments", "look_scores", "judge_cache")
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,12 @@ class ForgetStore:
                 "update judgments set explanation = null where group_id = any($1::text[]) and explanation is not null",
                 group_ids,
             )
+            await connection.execute(
+                """update look_scores set explanation = null, strengths = '{}', weaknesses = '{}'
+                    where group_id = any($1::text[])
+                      and (explanation is not null or strengths <> '{}' or weaknesses <> '{}')""",
+                group_ids,
+            )
             left_out = await self._leave_out(connection, group_ids, *keys, judge)
             cached = await self._cached(connection, *keys)
         return Forgotten(_rows(words), cached, left_out)
@@ -50,11 +56,14 @@ class ForgetStore:
     async def _leave_out(
         self, connection: Connection, group_ids: list[str], agents: list[str], ids: list[str], judge: str
     ) -> int:
-        """Runs that are not judged yet are left out; their group is judged without them, or is too small for it."""
+        """Runs that are to be judged are left out; their group is judged without them, or is too small for it.
+
+        One that was judged before and is too small for another judgment stays as it was.
+        """
         changed = await connection.fetch(
             """update group_members m set left_out = $4
                  from groups g, unnest($2::text[], $3::text[]) as n (agent_id, trajectory_id)
-                where g.group_id = m.group_id and g.group_id = any($1::text[]) and g.state in ('pending', 'failed')
+                where g.group_id = m.group_id and g.group_id = any($1::text[]) and g.wanted
                   and m.agent_id = n.agent_id and m.trajectory_id = n.trajectory_id and m.left_out is null
                returning m.group_id""",
             group_ids,
@@ -65,10 +74,11 @@ class ForgetStore:
         await connection.execute(
             """update groups g
                   set attempts = 0, not_before = now(), failure = null,
-                      state = case when left_in < 2 then 'small' else state end,
-                      judge = case when left_in < 2 then $2 else judge end,
-                      spread = case when left_in < 2 then 0 else spread end,
-                      judged_at = case when left_in < 2 then now() else judged_at end
+                      wanted_revision = case when left_in < 2 then greatest(revision, 1) else wanted_revision end,
+                      state = case when left_in < 2 and revision = 0 then 'small' else state end,
+                      judge = case when left_in < 2 and revision = 0 then $2 else judge end,
+                      spread = case when left_in < 2 and revision = 0 then 0 else spread end,
+                      judged_at = case when left_in < 2 and revision = 0 then now() else judged_at end
                  from (select group_id, count(*) filter (where left_out is null) as left_in
                          from group_members where group_id = any($1::text[]) group by group_id) m
                 where m.group_id = g.group_id""",

@@ -48,7 +48,12 @@ async def add_window(pool: Pool, facts: dict[str, Any] | None = None) -> None:
 
 
 def events(
-    trajectory_id: str, *, system: str = "You trade.", said: str = "buy", own_reward: float | None = None
+    trajectory_id: str,
+    *,
+    system: str = "You trade.",
+    said: str = "buy",
+    own_reward: float | None = None,
+    error: str | None = None,
 ) -> list[StepEvent]:
     """A run of one step: asked once, acted once, ended well by its own account."""
     head = {"trajectory_id": trajectory_id, "started_at": STARTS, "occurred_at": STARTS}
@@ -67,7 +72,13 @@ def events(
             action=Action(type="buy", success=True, result="done"),
             reward=own_reward,
         ),
-        TrajectoryEnded(**head, status="completed", step_count=1, final={"own_word": own_reward}),
+        TrajectoryEnded(
+            **head,
+            status="failed" if error else "completed",
+            step_count=1,
+            final={"own_word": own_reward},
+            **({"error": error} if error else {}),
+        ),
     ]
 
 
@@ -82,6 +93,7 @@ async def add_run(
     late: bool = False,
     called: bool = True,
     stored: bool = True,
+    steps: int = 1,
     **said: Any,
 ) -> None:
     """One run of ``agent_id``, named ``t``, with its events, its call and the world's word on it."""
@@ -118,6 +130,15 @@ async def add_run(
             hashlib.sha256(sent).digest(),
             len(sent),
             zlib.compress(sent),
+        )
+    for step in range(steps):
+        await pool.execute(
+            """insert into steps (agent_id, trajectory_id, step, event_id, occurred_at, action_type, answered)
+               values ($1, 't', $2, $3, $4, 'buy', true)""",
+            agent_id,
+            step,
+            uuid7(),
+            STARTS,
         )
     if reward is not None:
         await add_fact(pool, agent_id, "reward", reward)
