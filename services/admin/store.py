@@ -44,7 +44,8 @@ class Store:
 
     async def _windows(self, which: str, limit: int, *arguments: Any) -> list[Row]:
         return await self._all(
-            f"""select w.window_id, w.starts_at, w.ends_at, w.length_s, w.state, w.revision, w.quality, w.closed_at,
+            f"""select w.window_id, w.starts_at, w.ends_at, w.length_s, w.state, w.revision, w.quality,
+                      w.quality_checks, w.closed_at,
                       t.agents, t.trajectories, t.open, t.late, t.rewarded,
                       g.groups, g.scored, g.ties, g.small, g.failed, g.pending,
                       s.state as settlement, coalesce(s.outcomes, 0) as outcomes,
