@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any
 
 from shared.database import Pool
@@ -34,17 +35,24 @@ class Store:
         rows = await self._windows("where window_id = $2", 1, window_id)
         return rows[0] if rows else None
 
-    async def windows(self, limit: int = 50, *, idle: bool = False) -> list[Row]:
-        """The newest windows: the current one and those with runs, or with ``idle`` all.
+    async def windows(
+        self, limit: int = 50, *, idle: bool = False, since: datetime | None = None, until: datetime | None = None
+    ) -> list[Row]:
+        """The newest windows: the current one and those with runs, or with ``idle`` all; starting in [since, until).
 
         Agents and runs are counted as they are now, quality as it was at the close.
         ``rewarded``: runs with a reward of record. ``outcomes``: facts of the settlement, once it is settled.
         """
-        return await self._windows("" if idle else BUSY, limit)
+        if since is None and until is None:
+            return await self._windows("" if idle else BUSY, limit)
+        between = "($2::timestamptz is null or starts_at >= $2) and ($3::timestamptz is null or starts_at < $3)"
+        which = f"where {between}" if idle else f"{BUSY.replace('where', 'where (', 1)}) and {between}"
+        return await self._windows(which, limit, since, until)
 
     async def _windows(self, which: str, limit: int, *arguments: Any) -> list[Row]:
         return await self._all(
-            f"""select w.window_id, w.starts_at, w.ends_at, w.length_s, w.state, w.revision, w.quality, w.closed_at,
+            f"""select w.window_id, w.starts_at, w.ends_at, w.length_s, w.state, w.revision, w.quality,
+                      w.quality_checks, w.closed_at,
                       t.agents, t.trajectories, t.open, t.late, t.rewarded,
                       g.groups, g.scored, g.ties, g.small, g.disputed, g.failed, g.pending,
                       s.state as settlement, coalesce(s.outcomes, 0) as outcomes,

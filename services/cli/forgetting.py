@@ -5,13 +5,12 @@ from __future__ import annotations
 import getpass
 import sys
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from services.cli.forget_rules import RunKey, Selection
-from services.cli.output import AsJson, console, print_json, progress, table, task
+from services.cli.output import AsJson, console, instant, print_json, progress, table, task
 from shared.errors import ConfigurationError, GiveUpError, RatchetError, RetryLaterError
 
 if TYPE_CHECKING:
@@ -88,14 +87,7 @@ def selected(agent: str | None, trajectory: str | None, before: str | None) -> S
 
     if agent is None and trajectory is None and before is None:
         raise ConfigurationError("say what to forget: --agent, --trajectory or --before, or several of them")
-    instant = None
-    if before is not None:
-        try:
-            instant = datetime.fromisoformat(before)
-        except ValueError as error:
-            raise ConfigurationError(f"--before {before[:40]!r} is no time; one looks like 2026-11-20T10:00") from error
-        instant = instant.replace(tzinfo=UTC) if instant.tzinfo is None else instant.astimezone(UTC)
-    return Selection(checked(agent) if agent is not None else None, trajectory, instant)
+    return Selection(checked(agent) if agent is not None else None, trajectory, instant("--before", before))
 
 
 async def _runs(pool: Pool, selection: Selection) -> list[RunKey]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Annotated, Any
 
 import typer
 
 from services.cli.admitting import checked
-from services.cli.output import AsJson, console, print_json, printable, table
+from services.cli.output import AsJson, console, instant, print_json, printable, table
 from shared.errors import ConfigurationError, GiveUpError, RatchetError
 
 Limit = Annotated[int, typer.Option("--limit", "-n", min=1, max=10_000, help="How many of the newest.")]
@@ -74,12 +75,14 @@ def windows(
     policy: Annotated[str | None, typer.Option("--policy", "-p", help="Readiness of this policy alone.")] = None,
     limit: Limit = 20,
     idle: Annotated[bool, typer.Option("--all", help="Idle windows too.")] = False,
+    since: Annotated[str | None, typer.Option("--from", help="That start at this time or later, UTC.")] = None,
+    until: Annotated[str | None, typer.Option("--to", help="That start before this time, UTC.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Windows with what is in them; then whether training is ready and what is missing."""
     from services.cli import session
 
-    found = session.run(_windows(policy, limit, idle))
+    found = session.run(_windows(policy, limit, idle, instant("--from", since), instant("--to", until)))
     if as_json:
         print_json(found)
         return
@@ -119,7 +122,9 @@ def _readiness_line(readiness: dict[str, Any]) -> str:
     return f"{name}: not ready ({have}): {'; '.join(readiness.get('missing', [])) or 'no reason given'}"
 
 
-async def _windows(policy: str | None, limit: int, idle: bool) -> dict[str, Any]:
+async def _windows(
+    policy: str | None, limit: int, idle: bool, since: datetime | None, until: datetime | None
+) -> dict[str, Any]:
     from services.admin import service
     from services.admin.domain import phase
     from services.admin.store import Store
@@ -128,7 +133,7 @@ async def _windows(policy: str | None, limit: int, idle: bool) -> dict[str, Any]
     settings = session.settings()
     async with session.database(settings) as pool:
         store = Store(pool)
-        rows = await store.windows(limit, idle=idle)
+        rows = await store.windows(limit, idle=idle, since=since, until=until)
         policies = [policy] if policy else await store.policies()
         try:
             async with session.bus(settings) as bus:

@@ -13,6 +13,8 @@ from uuid import UUID
 
 import typer
 
+from shared.errors import ConfigurationError
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
@@ -40,6 +42,17 @@ def plain(value: Any) -> Any:
         case set() | frozenset() | tuple():
             return list(value)
     raise TypeError(f"{type(value).__name__} has no JSON form here")
+
+
+def instant(option: str, given: str | None) -> datetime | None:
+    """A time that was given, in UTC where it has no zone. Raises ConfigurationError."""
+    if given is None:
+        return None
+    try:
+        read = datetime.fromisoformat(given)
+    except ValueError as error:
+        raise ConfigurationError(f"{option} {given[:40]!r} is no time; one looks like 2026-11-20T10:00") from error
+    return read.replace(tzinfo=UTC) if read.tzinfo is None else read.astimezone(UTC)
 
 
 def print_json(value: Any, *, err: bool = False) -> None:

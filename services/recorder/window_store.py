@@ -107,9 +107,10 @@ class WindowStore:
     async def close(self, window_id: str, *, floor: int, opened_before: datetime) -> Record | None:
         """Close a window and truncate what is still open in it, unless something moved since the decision.
 
-        Quality, 0 to 1, is the mean over its runs that are not late of the share of four checks that hold: it has
-        steps; each has a model call; each action has a result or an error; no step is missing before
-        ``step_count`` (before the last one, where the run never said). A run without steps holds none.
+        Quality, 0 to 1, is the mean of six checks, each kept as the share of its runs (late ones aside) that hold it:
+        it has steps; each has a model call; no prompt is empty; each action has a result or an error; its events agree
+        on who it is and its times are in order; no step is missing before ``step_count`` (before the last one, where
+        the run never said). A run without steps holds none.
         """
         async with self._pool.acquire() as connection, connection.transaction():
             row = await connection.fetchrow(
@@ -152,33 +153,50 @@ class WindowStore:
         )
 
 
+# Six checks of each run that is not late; a run without steps holds none. Kept as the share of runs that hold each.
 CLOSE = """
 with run as (
-    select t.agent_id, t.trajectory_id, t.late, t.step_count,
-           s.steps, s.last_step, s.unanswered, s.without_call
+    select t.agent_id, t.trajectory_id, t.late, s.steps > 0 as has_steps,
+           s.steps > 0 and s.without_call = 0 as calls,
+           s.steps > 0 and not exists (
+               select from llm_calls c where c.agent_id = t.agent_id and c.trajectory_id = t.trajectory_id
+                                         and not c.has_prompt) as prompts,
+           s.steps > 0 and s.unanswered = 0 as answers,
+           s.steps > 0 and t.consistent and not t.clock_skewed and s.backwards = 0 and s.first_at >= t.started_at
+               and s.last_at <= coalesce(t.ended_at, s.last_at) as consistent,
+           s.steps > 0 and s.steps = coalesce(t.step_count, s.last_step + 1) as complete
       from trajectories t
       cross join lateral (
           select count(*) as steps, max(step) as last_step, count(*) filter (where not answered) as unanswered,
+                 min(occurred_at) as first_at, max(occurred_at) as last_at,
+                 count(*) filter (where occurred_at < before) as backwards,
                  count(*) filter (where not exists (
                      select from llm_calls c
                       where c.agent_id = s.agent_id and c.trajectory_id = s.trajectory_id and c.step = s.step)
                  ) as without_call
-            from steps s where s.agent_id = t.agent_id and s.trajectory_id = t.trajectory_id
+            from (select *, lag(occurred_at) over (order by step) as before from steps
+                   where agent_id = t.agent_id and trajectory_id = t.trajectory_id) s
       ) s
      where t.window_id = $1
 ), counted as (
     select count(distinct agent_id) filter (where not late) as agents,
            count(*) filter (where not late) as trajectories,
            count(*) filter (where late) as late,
-           avg(case when steps = 0 then 0
-                    else (1 + (without_call = 0)::int + (unanswered = 0)::int
-                            + (steps = coalesce(step_count, last_step + 1))::int) / 4.0 end)
-               filter (where not late) as quality
+           avg(has_steps::int) filter (where not late) as has_steps,
+           avg(calls::int) filter (where not late) as calls,
+           avg(prompts::int) filter (where not late) as prompts,
+           avg(answers::int) filter (where not late) as answers,
+           avg(consistent::int) filter (where not late) as consistent,
+           avg(complete::int) filter (where not late) as complete
       from run
 )
 update windows w
    set state = 'closed', revision = 1, closed_at = now(), agents = counted.agents,
-       trajectories = counted.trajectories, late = counted.late, quality = counted.quality
+       trajectories = counted.trajectories, late = counted.late,
+       quality = ((has_steps + calls + prompts + answers + consistent + complete) / 6)::float8,
+       quality_checks = case when counted.trajectories > 0 then jsonb_build_object(
+           'has_steps', has_steps::float8, 'calls', calls::float8, 'prompts', prompts::float8,
+           'answers', answers::float8, 'consistent', consistent::float8, 'complete', complete::float8) end
   from counted
  where w.window_id = $1 and w.state = 'open' and w.barrier_sequence <= $2
    and not exists (select from trajectories t where t.window_id = $1 and not t.late

@@ -170,3 +170,17 @@ async def _health(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) ->
     writer.write(b"HTTP/1.1 " + status + b"\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
     await writer.drain()
     writer.close()
+
+
+async def test_windows_of_a_time_are_shown(ratchet: Ratchet, pool: Pool, servers: None) -> None:
+    await pool.execute(
+        """insert into windows (window_id, starts_at, ends_at, length_s)
+           select to_char(s, 'YYYY-MM-DD"T"HH24:MI'), s, s + interval '1 hour', 3600
+             from generate_series('2026-11-20 10:00Z'::timestamptz, '2026-11-20 13:00Z', '1 hour') s"""
+    )
+    asked = ("windows", "--all", "--from", "2026-11-20T11:00", "--to", "2026-11-20T15:00+02:00", "--json")
+    found = [w["window_id"] for w in (await ratchet(*asked)).json["windows"]]
+    assert found == ["2026-11-20T12:00", "2026-11-20T11:00"]
+    busy = (await ratchet("windows", "--from", "2026-11-20T11:00", "--json")).json["windows"]
+    assert [w["window_id"] for w in busy] == ["2026-11-20T13:00"]
+    assert (await ratchet("windows", "--from", "noon")).code == 2

@@ -42,7 +42,8 @@ async def test_a_window_is_closed_once_and_counted(pool: Pool) -> None:
     await keep(pool, [*RUN, received(started("open"), 9, "b")])
     closed = await close(pool)
     assert closed is not None
-    assert (closed["agents"], closed["trajectories"], closed["late"], closed["quality"]) == (2, 2, 0, 0.5)
+    assert (closed["agents"], closed["trajectories"], closed["late"]) == (2, 2, 0)
+    assert closed["quality"] == pytest.approx(5 / 12)  # one has no steps, the other's call no prompt
     assert await close(pool) is None
     statuses = await pool.fetch("select trajectory_id, status from trajectories order by 1")
     assert [tuple(row) for row in statuses] == [("open", "truncated"), ("t", "completed")]
@@ -146,32 +147,58 @@ async def test_due_are_ended_windows_and_those_asked_for(pool: Pool) -> None:
     assert (due.window_id, due.close_requested, due.newest_open_start) == (asked.window_id, True, None)
 
 
-async def test_quality_is_the_share_of_checks_that_hold(pool: Pool) -> None:
-    def run(name: str, *, call: bool = True, answer: bool = True, steps: int = 1, said: int | None = 1) -> list[Any]:
+async def test_quality_is_kept_by_check(pool: Pool) -> None:
+    def run(
+        name: str,
+        *,
+        call: bool = True,
+        prompt: str = "?",
+        answer: bool = True,
+        steps: int = 1,
+        said: int | None = 1,
+        **more: Any,
+    ) -> list[Any]:
         action = {"type": "buy", "result": 1} if answer else {"type": "buy"}
-        calls = [{"call_id": "c", "response": reply()}] if call else []
-        events: list[Any] = [step(n, name, action=action, llm_calls=calls) for n in range(steps)]
+        made = {"call_id": "c", "messages": [{"role": "user", "content": prompt}], "response": reply()}
+        events: list[Any] = [
+            step(n, name, action=action, llm_calls=[made] if call else [], **more) for n in range(steps)
+        ]
         return events if said is None else [*events, ended(name, step_count=said)]
 
-    cases = {
-        "whole": (run("whole"), 1.0),
-        "silent": (run("silent", call=False), 0.75),
-        "unanswered": (run("unanswered", call=False, answer=False), 0.5),
-        "missing": (run("missing", said=3), 0.75),
-        "empty": (run("empty", steps=0, said=0), 0.0),
-        "cut": (run("cut", said=None), 1.0),
+    early, other = {"occurred_at": START - timedelta(seconds=1)}, {"policy": "other"}
+    every = {"has_steps", "calls", "prompts", "answers", "consistent", "complete"}
+    cases: dict[str, tuple[list[Any], set[str]]] = {
+        "whole": (run("whole"), set()),
+        "silent": (run("silent", call=False), {"calls"}),
+        "empty prompt": (run("prompt", prompt=""), {"prompts"}),
+        "unanswered": (run("unanswered", answer=False), {"answers"}),
+        "before its start": (run("early", **early), {"consistent"}),
+        "another policy": (run("other", **other), {"consistent"}),
+        "missing": (run("missing", said=3), {"complete"}),
+        "empty": (run("empty", steps=0, said=0), every),
+        "cut": (run("cut", said=None), set()),
     }
-    for number, (name, (events, expected)) in enumerate(cases.items()):
+    for number, (name, (events, broken)) in enumerate(cases.items()):
         await empty(pool)
         await keep(pool, numbered(*events, first=number * 10 + 1))
         closed = await close(pool, barrier=100)
         assert closed is not None
-        assert closed["quality"] == pytest.approx(expected), name
+        assert closed["quality"] == pytest.approx(1 - len(broken) / 6), name
+        checks = (await one(pool, "windows"))["quality_checks"]
+        assert {check for check, share in checks.items() if share == 0} == broken, name
+        assert set(checks) == every
     await empty(pool)
     await WindowStore(pool).make_windows([window_of_id(WINDOW_ID)])
     closed = await close(pool)
     assert closed is not None
     assert (closed["trajectories"], closed["quality"]) == (0, None)
+    assert (await one(pool, "windows"))["quality_checks"] is None
+
+
+async def test_a_run_that_contradicts_itself_across_batches_is_not_consistent(pool: Pool) -> None:
+    await keep(pool, [received(step(0), 1)])
+    await keep(pool, [received(ended(policy="other"), 2)])
+    assert (await one(pool, "trajectories"))["consistent"] is False
 
 
 async def test_late_runs_that_never_end_are_truncated(pool: Pool) -> None:
