@@ -15,10 +15,15 @@ from services.admin.store import Credentials
 from services.cli.embedded import NatsServer
 from services.cli.forget_rules import Selection, Sent, is_about, without
 from services.outcome_tracker.handlers import subscribe as subscribe_tracker
-from services.outcome_tracker.service import OutcomeTracker
+from services.outcome_tracker.pull_store import PullStore
+from services.outcome_tracker.pulling import Pulling
+from services.outcome_tracker.service import Facts
 from services.outcome_tracker.settings import TrackerSettings
+from services.outcome_tracker.settlement_store import SettlementStore
+from services.outcome_tracker.settling import Settling
 from services.outcome_tracker.store import OutcomeStore
-from services.outcome_tracker.stream import OutcomeStream
+from services.outcome_tracker.stream import OutcomeDoor, OutcomeStream
+from services.outcome_tracker.sync import Sync
 from services.recorder.forget_store import ForgetStore
 from services.recorder.handlers import subscribe as subscribe_recorder
 from services.recorder.handlers import subscribe_forgetting
@@ -31,7 +36,8 @@ from services.recorder.window_store import WindowStore
 from services.recorder.windows import Closing
 from services.scorer.handlers import subscribe as subscribe_scorer
 from services.scorer.judge_outcome import OutcomeJudge
-from services.scorer.service import Scorer
+from services.scorer.ledger_store import LedgerStore, Reply
+from services.scorer.service import Rules, Scorer
 from services.scorer.store import ScorerStore
 from shared import subjects
 from shared.bus import Bus
@@ -49,9 +55,12 @@ async def services(bus: Bus, pool: Pool) -> Bus:
     closing = Closing(WindowStore(pool), StepStream(bus), bus, chosen)
     subscribe_recorder(bus, Recording(EventStore(pool), chosen), closing, gather_s=0.02)
     subscribe_forgetting(bus, Forgetting(ForgetStore(pool)))
-    subscribe_tracker(bus, OutcomeTracker(OutcomeStore(pool), OutcomeStream(bus), bus, TrackerSettings()))
+    outcomes, stream, pulls = OutcomeStore(pool), OutcomeStream(bus), PullStore(pool)
+    settling = Settling(SettlementStore(pool), stream, bus, TrackerSettings(), {})
+    pulling = Pulling({}, outcomes, OutcomeDoor(bus), pulls, every_s=60)
+    subscribe_tracker(bus, Facts(outcomes), settling, Sync(pulls, pulling, settling, stream))
     store = ScorerStore(pool)
-    subscribe_scorer(bus, Scorer(store, OutcomeJudge(store), bus, group_max=8, concurrency=1, rounds=3))
+    subscribe_scorer(bus, Scorer(store, OutcomeJudge(store), bus, Rules(concurrency=1)))
     subscribe_admin(bus, Credentials(pool))
     await bus.broker.start()
     return bus
@@ -92,8 +101,21 @@ async def judged(pool: Pool, agents: list[str], text: str) -> None:
             agent,
             text,
         )
+    await pool.execute(
+        """insert into looks (group_id, revision, look, hindsight, judge, rubric, content_sha256, latency_ms,
+                              remembered)
+           values ('g', 1, 0, true, 'ruler', 'r', 'sha', 1, false)"""
+    )
+    for agent in agents:
+        await pool.execute(
+            """insert into look_scores (group_id, revision, look, hindsight, agent_id, trajectory_id, place, score,
+                                        rank, explanation, strengths, weaknesses)
+               values ('g', 1, 0, true, $1, 't', 1, 0.5, 1, $2, array[$2], array[$2])""",
+            agent,
+            text,
+        )
     keys = [(agent, "t") for agent in agents]
-    await ScorerStore(pool).keep(b"sha", keys, "ruler", "m", {"text": text}, 1, 1, 1.0)
+    await LedgerStore(pool, lease_s=60).keep(b"sha", "ruler", "m", Reply(text, 1, 1, None, 1.0), keys)
 
 
 async def settled(bus: Bus) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from services.scorer.forget_store import ForgetStore
-from services.scorer.store import Judgment, ScorerStore
+from services.scorer.judge import Case
+from services.scorer.ledger_store import LedgerStore, Reply
+from services.scorer.store import Judgment, Outcome, ScorerStore
 from shared.database import Pool
-from tests.scorer.runs import WINDOW, add_run, add_window
+from tests.scorer.runs import ENDS, STARTS, WINDOW, add_run, add_window
 
 RUNS = [(agent_id, "t") for agent_id in ("a", "b", "c")]
 
@@ -28,8 +30,10 @@ async def forget(pool: Pool, agent_id: str) -> None:
 
 
 async def record(pool: Pool, *agents: str) -> bool:
-    judgments = [Judgment((agent_id, "t"), 0.5, 1, "words") for agent_id in agents]
-    return await ScorerStore(pool).record("g", "scored", 1.0, judgments, "ruler", "m", "r")
+    members = dict.fromkeys([(agent_id, "t") for agent_id in agents], "completed")
+    case = Case("g", "default", WINDOW, "ACME", STARTS, ENDS, 1, members)
+    judgments = [Judgment(key, 0.5, 1, "words") for key in members]
+    return await ScorerStore(pool).record(case, Outcome("scored", 1.0, judgments, "ruler", "m", "r"))
 
 
 async def test_a_judgment_that_had_the_run_is_refused_and_the_rest_is_judged_anew(pool: Pool) -> None:
@@ -44,9 +48,23 @@ async def test_a_judgment_that_had_the_run_is_refused_and_the_rest_is_judged_ane
 
 async def test_a_reply_about_a_forgotten_run_is_not_remembered(pool: Pool) -> None:
     await waiting_group(pool)
-    store = ScorerStore(pool)
-    await store.keep(b"before", RUNS, "ruler", "m", {"text": "words"}, 1, 1, 1.0)
-    await store.keep(b"other", RUNS[:2], "ruler", "m", {"text": "words"}, 1, 1, 1.0)
+    store, reply = LedgerStore(pool, lease_s=60), Reply("words", 1, 1, None, 1.0)
+    await store.keep(b"before", "ruler", "m", reply, RUNS)
+    await store.keep(b"other", "ruler", "m", reply, RUNS[:2])
     await forget(pool, "c")
-    await store.keep(b"after", RUNS, "ruler", "m", {"text": "words"}, 1, 1, 1.0)
-    assert [await store.cached(key) for key in (b"before", b"other", b"after")] == [None, {"text": "words"}, None]
+    await store.keep(b"after", "ruler", "m", reply, RUNS)
+    assert [await store.remembered(key, RUNS[:2]) for key in (b"before", b"other", b"after")] == [None, reply, None]
+
+
+async def test_a_window_is_judged_again_without_those_that_were_forgotten(pool: Pool) -> None:
+    await waiting_group(pool)
+    store = ScorerStore(pool)
+    assert await record(pool, "a", "b", "c")
+    await forget(pool, "c")
+    assert await store.want(WINDOW, "ruler", None) == 1
+    case = await store.claim(WINDOW, 60, 3)
+    assert case is not None
+    assert set(case.members) == {("a", "t"), ("b", "t")}
+    await forget(pool, "b")
+    assert await pool.fetchval("select (state, revision, wanted)::text from groups") == "(scored,1,f)"
+    assert await store.want(WINDOW, "ruler", None) == 0
