@@ -70,6 +70,8 @@ SERVICES: Mapping[str, Role] = {
         publish=(
             *consumes(subjects.RECORDER_STEPS),
             looks_at(subjects.RECORDER_STEPS.stream),
+            f"$JS.API.STREAM.MSG.GET.{subjects.RECORDER_STEPS.stream}",
+            f"$JS.API.STREAM.PURGE.{subjects.RECORDER_STEPS.stream}",  # what is stored, a day later
             subjects.WINDOW_CLOSED,
         ),
         subscribe=(subjects.command("recorder", "*"),),

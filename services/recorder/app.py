@@ -6,6 +6,7 @@ import gc
 
 from services.recorder.forget_store import ForgetStore
 from services.recorder.handlers import subscribe, subscribe_forgetting
+from services.recorder.purging import Purging
 from services.recorder.retention import Forgetting, Retention
 from services.recorder.retention_store import RetentionStore
 from services.recorder.service import Recording
@@ -31,7 +32,8 @@ async def main() -> None:
     url = settings.database_url.get_secret_value()
     async with database.pool(url, pool_size=settings.database_pool, application=NAME) as pool:
         bus = Bus(settings.nats_url, name=NAME)
-        closing = Closing(WindowStore(pool), StepStream(bus), bus, settings)
+        stream = StepStream(bus)
+        closing = Closing(WindowStore(pool), stream, bus, settings)
         subscribe(
             bus,
             Recording(EventStore(pool), settings),
@@ -43,6 +45,7 @@ async def main() -> None:
         retention = Retention(RetentionStore(pool), settings)
         tasks = [
             Periodic("retention", settings.retention_s, retention.round),
+            Periodic("purge", settings.purge_s, Purging(stream).round),
             Periodic("close_windows", settings.tick_s, closing.tick),
             Periodic("announce", settings.sweep_s, closing.sweep),
         ]

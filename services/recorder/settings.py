@@ -22,4 +22,5 @@ class RecorderSettings(Settings):
     retention_days_by_policy: dict[Policy, Annotated[int, Field(ge=0, le=1000)]] = Field(
         default_factory=dict, description='the same for single policies, as JSON: {"traders": 30, "posters": 0}'
     )
+    purge_s: float = Field(60, gt=0, description="how often stored messages are let go of in the stream of steps")
     retention_s: float = Field(600, gt=0, description="how often it is looked for days that are over")

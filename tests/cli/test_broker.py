@@ -328,6 +328,8 @@ MAY = {
     },
     f"$JS.API.CONSUMER.INFO.{BUCKET}.watch": {"gateway"},
     f"$JS.API.STREAM.MSG.GET.{BUCKET}": {"deployer"},
+    "$JS.API.STREAM.MSG.GET.STEPS": {"recorder"},
+    "$JS.API.STREAM.PURGE.STEPS": {"recorder"},
 }
 HEARD = {
     "steps.agent-1": set(),
