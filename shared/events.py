@@ -70,7 +70,10 @@ class MemberScore(BaseModel):
 
 
 class GroupScored(LoopEvent):
-    """``state``: ``scored`` has spread and teaches; ``tie`` has none; ``small`` has fewer than two members."""
+    """``state``: ``scored`` has spread and teaches; ``tie`` has none; ``small`` has fewer than two members.
+
+    Of a ``disputed`` group the judge's own looks disagree too much: it is set aside, without scores.
+    """
 
     subject: ClassVar[str] = subjects.GROUP_SCORED
 
@@ -80,7 +83,7 @@ class GroupScored(LoopEvent):
     scenario_id: ScenarioId
     revision: int
     judge: str
-    state: Literal["scored", "tie", "small"]
+    state: Literal["scored", "tie", "small", "disputed"]
     homogeneous: bool
     spread: Finite
     scores: list[MemberScore]

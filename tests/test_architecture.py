@@ -14,7 +14,17 @@ SERVICES = ("recorder", "outcome_tracker", "scorer", "trainer", "deployer", "gat
 OWNERS = {
     "recorder": {"trajectories", "steps", "llm_calls", "bodies", "windows", "seen_agents"},
     "outcome_tracker": {"outcomes", "settlements"},
-    "scorer": {"groups", "group_members", "judgments", "judge_cache"},
+    "scorer": {
+        "groups",
+        "group_members",
+        "judgments",
+        "looks",
+        "look_scores",
+        "judge_cache",
+        "judge_cache_runs",
+        "judge_claims",
+        "judge_spend",
+    },
     "trainer": {"batches", "batch_trajectories", "models", "artifacts"},
     "deployer": {"deployments", "routes", "assignments", "evidence", "incidents", "quarantines"},
     "admin": {"agents", "tokens", "audit"},
@@ -47,8 +57,9 @@ def strings_of(path: Path) -> list[str]:
 
 
 def test_every_table_has_an_owner() -> None:
-    sql = (ROOT / "shared/migrations/versions/m0001_loop.sql").read_text(encoding="utf-8")
-    created = set(re.findall(r"create table (\w+)\s*\(", sql))
+    files = sorted((ROOT / "shared/migrations/versions").glob("*.sql"))
+    sql = "\n".join(path.read_text(encoding="utf-8") for path in files)
+    created = set(re.findall(r"create table (?:if not exists )?(\w+)\s*\(", sql))
     assert created == TABLES
 
 

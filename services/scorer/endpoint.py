@@ -8,6 +8,8 @@ import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 import openai
@@ -15,23 +17,46 @@ from pydantic import BaseModel, ValidationError
 
 from services.scorer.ruler_prompt import Question
 from services.scorer.settings import ScorerSettings
+from shared.telemetry import logger
+
+# What a server says to a form of answer that it does not know. A wrong model or key is told otherwise, or in each form.
+FORM_REFUSED = (400, 415, 422, 501)
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Tokens of one call; None where the endpoint did not tell."""
+
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
 
 
 @dataclass(frozen=True)
 class Answer:
     text: str
-    prompt_tokens: int | None
-    completion_tokens: int | None
+    usage: Usage = Usage()
 
 
 class AskError(Exception):
-    """One call gave no usable answer. ``again``: another may; ``after_s``: the endpoint said when."""
+    """One call gave no usable answer. ``again``: another may; ``after_s``: the endpoint said when.
 
-    def __init__(self, text: str, result: str, *, again: bool = True, after_s: float | None = None) -> None:
+    ``usage``: what it took nevertheless; None where nothing came back at all.
+    """
+
+    def __init__(
+        self,
+        text: str,
+        result: str,
+        *,
+        again: bool = True,
+        after_s: float | None = None,
+        usage: Usage | None = None,
+    ) -> None:
         super().__init__(text)
         self.result = result
         self.again = again
         self.after_s = after_s
+        self.usage = usage
 
 
 class _Message(BaseModel):
@@ -54,20 +79,38 @@ class _Completion(BaseModel):
 
 
 class Endpoint:
-    """One call of ``POST {base_url}/chat/completions``; the client's own retries are off, ours are counted."""
+    """One call of ``POST {base_url}/chat/completions``; the client's own retries are off, ours are counted.
+
+    A server that lacks JSON schemas is asked for a JSON object, and one that lacks those for plain text; which of the
+    three it takes is remembered as long as the process lives. The answer is read as strictly in each.
+    """
 
     def __init__(self, client: openai.AsyncOpenAI, settings: ScorerSettings) -> None:
         self.client = client
         self.settings = settings
+        self.form = 0
 
     async def __call__(self, question: Question) -> Answer:
+        forms = _forms(question)
+        begun = self.form
+        for form in range(begun, len(forms)):
+            try:
+                answer = await self._ask(question, forms[form])
+            except openai.APIStatusError as error:
+                if error.status_code in FORM_REFUSED and form + 1 < len(forms):
+                    continue
+                raise _refused(error) from error
+            if form > self.form:
+                self.form = form
+                logger().info("judge_form", form=("json_schema", "json_object", "plain")[form])
+            return answer
+        raise AssertionError("the last form answers or raises")  # pragma: no cover
+
+    async def _ask(self, question: Question, form: dict[str, Any]) -> Answer:
         body: dict[str, Any] = {
             "model": self.settings.judge_model,
             "messages": question.messages(secrets.token_hex(12)),
-            "response_format": {
-                "type": "json_schema",
-                "json_schema": {"name": "scores", "strict": True, "schema": question.schema()},
-            },
+            **form,
         }
         if self.settings.judge_temperature is not None:
             body["temperature"] = self.settings.judge_temperature
@@ -77,12 +120,27 @@ class Endpoint:
                 return _answer(response.content)
         except (TimeoutError, openai.APITimeoutError) as error:
             raise AskError(f"the judge did not answer within {self.settings.judge_timeout_s:g} s", "timeout") from error
-        except openai.APIStatusError as error:
-            again = error.status_code in (408, 409, 425, 429) or error.status_code >= 500
-            words = f"the judge's endpoint answered {error.status_code}"
-            raise AskError(words, "refused", again=again, after_s=_retry_after(error)) from error
+        except openai.APIStatusError:
+            raise
         except openai.APIError as error:
-            raise AskError(f"the judge's endpoint was not reached: {type(error).__name__}", "unreachable") from error
+            words = f"the judge's endpoint was not reached: {type(error).__name__}"
+            raise AskError(words, "unreachable", usage=Usage(0, 0)) from error
+
+
+def _forms(question: Question) -> list[dict[str, Any]]:
+    schema = {"name": "scores", "strict": True, "schema": question.schema()}
+    return [
+        {"response_format": {"type": "json_schema", "json_schema": schema}},
+        {"response_format": {"type": "json_object"}},
+        {},
+    ]
+
+
+def _refused(error: openai.APIStatusError) -> AskError:
+    again = error.status_code in (408, 409, 425, 429) or error.status_code >= 500
+    words = f"the judge's endpoint answered {error.status_code}"
+    after_s = retry_after_s(error.response.headers.get("retry-after", ""), datetime.now(UTC))
+    return AskError(words, "refused", again=again, after_s=after_s, usage=Usage(0, 0))
 
 
 def _answer(content: bytes) -> Answer:
@@ -90,21 +148,27 @@ def _answer(content: bytes) -> Answer:
         completion = _Completion.model_validate_json(content)
     except ValidationError as error:
         raise AskError("the judge's endpoint did not answer with a chat completion", "unreadable") from error
+    told = completion.usage or _Usage()
+    usage = Usage(told.prompt_tokens, told.completion_tokens)
     choice = completion.choices[0] if completion.choices else None
     if choice is None or choice.message.content is None:
-        raise AskError("the judge's answer has no content", "unreadable")
+        raise AskError("the judge's answer has no content", "unreadable", usage=usage)
     if choice.finish_reason == "length":
-        raise AskError("the judge's answer was cut off at its token limit", "unreadable")
-    usage = completion.usage or _Usage()
-    return Answer(choice.message.content, usage.prompt_tokens, usage.completion_tokens)
+        raise AskError("the judge's answer was cut off at its token limit", "unreadable", usage=usage)
+    return Answer(choice.message.content, usage)
 
 
-def _retry_after(error: openai.APIStatusError) -> float | None:
-    """Seconds, where the endpoint names them; a date is left to our own pause."""
+def retry_after_s(header: str, now: datetime) -> float | None:
+    """Seconds until the moment that ``Retry-After`` names, as a number or an HTTP date (RFC 9110, 10.2.3)."""
     try:
-        seconds = float(error.response.headers.get("retry-after", ""))
+        seconds = float(header)
     except ValueError:
-        return None
+        try:
+            at = parsedate_to_datetime(header)
+        except ValueError:
+            return None
+        at = at.replace(tzinfo=UTC) if at.tzinfo is None else at
+        seconds = max(0.0, (at - now).total_seconds())
     return seconds if 0 <= seconds < math.inf else None
 
 

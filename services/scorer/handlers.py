@@ -1,15 +1,32 @@
-"""Inbound: resolved windows, one at a time, for each may ask a judge many things."""
+"""Inbound: resolved windows, one at a time, for each may ask a judge many things; and an operator's commands."""
 
 from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Field
 
 from services.scorer.service import Scorer
 from shared import subjects
 from shared.bus import Bus
 from shared.events import WindowResolved
 
+ShortText = Annotated[str, Field(min_length=1, max_length=200)]
+
+
+class Rescore(BaseModel):
+    window_id: ShortText
+    judge: ShortText | None = None
+    rubric: ShortText | None = None
+
 
 def subscribe(bus: Bus, service: Scorer) -> None:
     async def resolved(event: WindowResolved) -> None:
         await service.window_resolved(event)
 
+    async def rescore(request: Rescore) -> dict[str, Any]:
+        count = await service.rescore(request.window_id, request.judge, request.rubric)
+        return {"window_id": request.window_id, "groups": count}
+
     bus.consume(subjects.SCORER_RESOLVED, WindowResolved, resolved, batch_size=1)
+    bus.on_command("scorer", "rescore", Rescore, rescore)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 from typing import Protocol
 
 from services.scorer.domain import UNREWARDED_IS_LAST, scores_of_rewards
-from services.scorer.service import JudgeFailedError, Opinion
-from services.scorer.store import Case
+from services.scorer.judge import Case, JudgeFailedError, Opinion, Ruling
 from shared.trajectories import RunKey
+
+RUBRIC = "reward-of-record/1"
 
 
 class Rewards(Protocol):
@@ -19,17 +20,16 @@ class Rewards(Protocol):
 class OutcomeJudge:
     name = "outcome"
     model: str | None = None
-    rubric = "reward-of-record/1"
-    lease_s = 10.0
+    rubrics: Collection[str] = (RUBRIC,)
 
     def __init__(self, store: Rewards) -> None:
         self.store = store
 
-    async def judge(self, case: Case) -> Mapping[RunKey, Opinion]:
+    async def judge(self, case: Case) -> Ruling:
         """Scores by mean rank. A failed or truncated run without a reward is last; another is a fault of ours."""
         known = await self.store.rewards(list(case.members))
         for (agent_id, trajectory_id), status in case.members.items():
             if (agent_id, trajectory_id) not in known and status not in UNREWARDED_IS_LAST:
                 raise JudgeFailedError(f"run {trajectory_id} of {agent_id} had a reward of record and has none now")
         scores = scores_of_rewards({key: known.get(key) for key in case.members})
-        return {key: Opinion(score) for key, score in scores.items()}
+        return Ruling({key: Opinion(score) for key, score in scores.items()}, RUBRIC)

@@ -2,129 +2,137 @@
 
 from __future__ import annotations
 
-import asyncio
-import hashlib
-import random
-import time
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Collection, Sequence
+from itertools import combinations
+from typing import Protocol
 
-from prometheus_client import Counter
+from prometheus_client import Counter, Histogram
 
-from services.scorer.endpoint import Answer, AskError
-from services.scorer.ruler_prompt import Question, ask_about, read_reply
-from services.scorer.service import JudgeFailedError, Opinion
+from services.scorer.asking import FIRST_PAUSE_S, Ask, Asker, Ledger
+from services.scorer.judge import Case, Hindsight, JudgeFailedError, JudgeWaitsError, Look, Opinion, Ruling
+from services.scorer.looks_domain import averaged, disagreement, is_sampled, place_of, same_order, shown_order
+from services.scorer.rubrics import Rubric, RubricBook, book
+from services.scorer.ruler_prompt import Attempts, ask_about, distinct
+from services.scorer.ruler_text import transcript
 from services.scorer.settings import ScorerSettings
-from services.scorer.store import Case, Hindsight
+from shared.telemetry import logger
 from shared.trajectories import RunKey, Trajectory
 
-CALLS = Counter("ratchet_judge_calls_total", "Calls of the judge's endpoint, by what came back", ["result"])
-FIRST_PAUSE_S = 0.5
-MAX_PAUSE_S = 30.0
-
-
-class Ask(Protocol):
-    async def __call__(self, question: Question) -> Answer:
-        """Ask once. Raises AskError."""
+TENTHS = tuple(n / 10 for n in range(1, 11))
+SCORE_BY_PLACE = Histogram(
+    "ratchet_judge_score_by_place",
+    "Scores by the place of the attempt in its question: the means differ where the judge is biased by position",
+    ["place"],
+    buckets=TENTHS,
+)
+DISAGREEMENT = Histogram(
+    "ratchet_judge_disagreement",
+    "Mean absolute difference of a member's scores between looks at its group",
+    buckets=(0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 1),
+)
+SELF_AGREEMENT = Histogram(
+    "ratchet_judge_self_agreement", "Share of a group's pairs that two looks order alike", buckets=TENTHS
+)
+UNCALIBRATED = Counter("ratchet_judge_calibration_failures_total", "Looks without hindsight that gave no scores")
+ALL_ALIKE = "all attempts are the same"
 
 
 class Evidence(Protocol):
     async def trajectories(self, keys: Sequence[RunKey]) -> dict[RunKey, Trajectory]: ...
     async def hindsight(self, window_id: str, keys: Sequence[RunKey]) -> Hindsight: ...
-    async def cached(self, content_sha256: bytes) -> Any | None: ...
-    async def keep(
-        self,
-        content_sha256: bytes,
-        judge: str,
-        model: str,
-        reply: Any,
-        prompt_tokens: int | None,
-        completion_tokens: int | None,
-        latency_ms: float,
-    ) -> None: ...
-
-
-def shown_order(group_id: str, rubric: str, keys: Sequence[RunKey]) -> list[RunKey]:
-    """The order in which members are shown: shuffled, with the group and the rubric as the seed."""
-    seed = hashlib.sha256(f"{group_id}\n{rubric}".encode()).digest()
-    order = sorted(keys)
-    random.Random(seed).shuffle(order)  # noqa: S311  # an order that can be repeated, not a secret
-    return order
 
 
 class RulerJudge:
     name = "ruler"
-    rubric = "ratchet/1"
 
     def __init__(
-        self, evidence: Evidence, ask: Ask, settings: ScorerSettings, *, first_pause_s: float = FIRST_PAUSE_S
+        self,
+        evidence: Evidence,
+        ask: Ask,
+        settings: ScorerSettings,
+        *,
+        ledger: Ledger | None = None,
+        rubrics: RubricBook | None = None,
+        first_pause_s: float = FIRST_PAUSE_S,
     ) -> None:
-        assert settings.judge_model, "the settings were checked"
         self.model: str | None = settings.judge_model
         self.evidence = evidence
-        self.ask = ask
         self.settings = settings
-        self.first_pause_s = first_pause_s
-        self.lease_s = settings.judge_attempts * (settings.judge_timeout_s + MAX_PAUSE_S) + 30
+        self.book = rubrics or book(settings.judge_rubric, settings.judge_rubrics)
+        self.rubrics: Collection[str] = frozenset(self.book.by_id)
+        self.asker = Asker(ask, settings, ledger, first_pause_s=first_pause_s)
 
-    async def judge(self, case: Case) -> Mapping[RunKey, Opinion]:
-        """Scores that the model gave, by id. The same question is asked once and then remembered."""
-        keys = shown_order(case.group_id, self.rubric, list(case.members))
+    async def judge(self, case: Case) -> Ruling:
+        """The mean of several looks, each in another order. The same question is asked once and then remembered."""
+        keys = sorted(case.members)
         runs = await self.evidence.trajectories(keys)
         if gone := [trajectory_id for agent_id, trajectory_id in keys if (agent_id, trajectory_id) not in runs]:
             raise JudgeFailedError(f"the events of {len(gone)} runs are not stored any more, {gone[0]} among them")
+        rubric = self.book.chosen(case.scenario_id, case.rubric)
+        attempts = distinct({key: transcript(runs[key]) for key in keys}, case.members)
+        if len(attempts.lines) == 1:
+            return Ruling(dict.fromkeys(keys, Opinion(0.5, ALL_ALIKE)), rubric.id)
         known = await self.evidence.hindsight(case.window_id, keys)
-        budget = self.settings.judge_context_chars
-        question = ask_about(case, runs, known, order=keys, rubric=self.rubric, context_chars=budget)
-        opinions = await self._remembered(question)
-        return {key: opinions[name] for key, name in zip(keys, question.ids, strict=True)}
+        # One after the other: calls at a time are then as many as groups at a time, which is what the settings say.
+        looks = [await self._look(case, attempts, known, rubric, number) for number in range(self.settings.judge_looks)]
+        _measure(looks)
+        scores = [{key: opinion.score for key, opinion in look.opinions.items()} for look in looks]
+        means = averaged(scores)
+        first = looks[0].opinions
+        opinions = {
+            key: Opinion(means[key], first[key].explanation, first[key].strengths, first[key].weaknesses)
+            for key in keys
+        }
+        blind = await self._calibration(case, attempts, rubric)
+        return Ruling(opinions, rubric.id, (*looks, *blind), disagreement(scores))
 
-    async def _remembered(self, question: Question) -> dict[str, Opinion]:
-        model = str(self.model)
-        sha256 = question.content_sha256(model, self.settings.judge_temperature)
-        if (reply := await self.evidence.cached(sha256)) is not None:
-            return read_reply(reply["text"], question.ids)
-        started = time.monotonic()
-        answer, opinions = await self._asked(question)
-        await self.evidence.keep(
-            sha256,
-            self.name,
-            model,
-            {"text": answer.text},
-            answer.prompt_tokens,
-            answer.completion_tokens,
-            (time.monotonic() - started) * 1000,
+    async def _look(self, case: Case, attempts: Attempts, known: Hindsight | None, rubric: Rubric, number: int) -> Look:
+        order = shown_order(case.group_id, rubric.id, list(attempts.lines), number)
+        question = ask_about(
+            case,
+            attempts,
+            known,
+            order=order,
+            rubric=rubric,
+            look=number,
+            context_tokens=self.settings.judge_context_tokens,
         )
-        return opinions
+        asked = await self.asker(self.name, question, sorted(case.members))
+        places = {key: n for n, first in enumerate(order, 1) for key in attempts.copies[first]}
+        return Look(
+            number,
+            known is not None,
+            places,
+            {key: asked.opinions[question.ids[place - 1]] for key, place in places.items()},
+            question.content_sha256(self.settings.judge_model, self.settings.judge_temperature),
+            question.hindsight_sha256,
+            asked.reply.prompt_tokens,
+            asked.reply.completion_tokens,
+            0.0 if asked.remembered else asked.reply.cost_usd,
+            asked.reply.latency_ms,
+            asked.remembered,
+        )
 
-    async def _asked(self, question: Question) -> tuple[Answer, dict[str, Opinion]]:
-        """Ask until an answer can be read, ``judge_attempts`` times at most. Raises JudgeFailedError."""
-        last = self.settings.judge_attempts
-        for attempt in range(1, last + 1):
-            try:
-                answer = await self.ask(question)
-                opinions = _read(answer, question.ids)
-            except AskError as error:
-                CALLS.labels(error.result).inc()
-                wait_s = self._pause(attempt, error)
-                if wait_s is None or attempt == last:
-                    raise JudgeFailedError(f"{error} (call {attempt} of at most {last})") from error
-                await asyncio.sleep(wait_s)
-            else:
-                CALLS.labels("ok").inc()
-                return answer, opinions
-        raise AssertionError("judge_attempts is 1 or more")  # pragma: no cover  # the loop returns or raises
-
-    def _pause(self, attempt: int, error: AskError) -> float | None:
-        """Seconds until the next call: what the endpoint asked for, else doubling with jitter; None for no more."""
-        if not error.again or (error.after_s or 0) > MAX_PAUSE_S:
-            return None
-        doubled = self.first_pause_s * float(2 ** (attempt - 1)) * random.uniform(0.5, 1.5)  # noqa: S311  # jitter
-        return max(error.after_s or 0, min(MAX_PAUSE_S, doubled))
+    async def _calibration(self, case: Case, attempts: Attempts, rubric: Rubric) -> list[Look]:
+        """A look without hindsight, of a sample: it tells how good the judge is and counts for no score."""
+        if not is_sampled(case.group_id, self.settings.judge_calibration_rate):
+            return []
+        try:
+            return [await self._look(case, attempts, None, rubric, 0)]
+        except (JudgeFailedError, JudgeWaitsError) as error:
+            UNCALIBRATED.inc()
+            logger().warning("not_calibrated", group_id=case.group_id, policy=case.policy, error=str(error))
+            return []
 
 
-def _read(answer: Answer, ids: Sequence[str]) -> dict[str, Opinion]:
-    try:
-        return read_reply(answer.text, ids)
-    except ValueError as error:
-        raise AskError(str(error), "unreadable") from error
+def _measure(looks: Sequence[Look]) -> None:
+    for look in looks:
+        count = max(look.places.values())
+        for key, place in look.places.items():
+            SCORE_BY_PLACE.labels(place_of(place - 1, count)).observe(look.opinions[key].score)
+    scores = [{key: opinion.score for key, opinion in look.opinions.items()} for look in looks]
+    if (apart := disagreement(scores)) is not None:
+        DISAGREEMENT.observe(apart)
+    for one, other in combinations(scores, 2):
+        if (alike := same_order(one, other)) is not None:
+            SELF_AGREEMENT.observe(alike)

@@ -1,22 +1,33 @@
-"""Use cases of the scorer: form a resolved window's groups, have each judged once, say so."""
+"""Use cases of the scorer: form a resolved window's groups, have each judged once, say so, judge again when asked."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from prometheus_client import Counter, Histogram
+from prometheus_client import Counter, Gauge, Histogram
 
-from services.scorer.domain import Run, form_groups, pause_s, start_signature, verdict
-from services.scorer.store import Case, Judgment, ScorerStore
-from shared.errors import RetryLaterError
+from services.scorer.domain import (
+    Run,
+    Sampling,
+    broken_by_infrastructure,
+    empty_prompts,
+    form_groups,
+    pause_s,
+    start_signature,
+    verdict,
+)
+from services.scorer.judge import Case, Judge, JudgeFailedError, JudgeWaitsError, Ruling
+from services.scorer.store import Judgment, Outcome, ScorerStore
+from shared.errors import GiveUpError
 from shared.events import LoopEvent, WindowResolved
 from shared.telemetry import logger
-from shared.trajectories import RunKey, Trajectory
+from shared.trajectories import Trajectory
 
 GROUPS = Counter("ratchet_groups_total", "Groups that came to a state", ["state", "judge"])
+LEFT_OUT = Counter("ratchet_runs_left_out_total", "Runs that were grouped and are not judged, by why", ["why"])
 JUDGE_SECONDS = Histogram(
     "ratchet_judge_seconds",
     "Seconds that the judge took for a group, its retries included",
@@ -24,33 +35,14 @@ JUDGE_SECONDS = Histogram(
     buckets=(0.005, 0.02, 0.1, 0.5, 1, 2, 5, 10, 30, 60, 120, 300),
 )
 JUDGE_FAILURES = Counter("ratchet_judge_failures_total", "Judgments that failed, none of which is a score", ["judge"])
-
+WAITING = Gauge(
+    "ratchet_judge_groups_waiting", "Groups that wait though nothing failed, the same on every replica", ["reason"]
+)
 
 LOADED_AT_ONCE = 64
-
-
-class JudgeFailedError(RetryLaterError):
-    """The judge gave no usable judgment: its failure and never a score (invariant 12)."""
-
-
-@dataclass(frozen=True)
-class Opinion:
-    """0 <= score <= 1, relative to the other members of the group."""
-
-    score: float
-    explanation: str | None = None
-
-
-class Judge(Protocol):
-    """Ranks the members of one group. ``lease_s`` bounds how long that may take, retries included."""
-
-    name: str
-    model: str | None
-    rubric: str
-    lease_s: float
-
-    async def judge(self, case: Case) -> Mapping[RunKey, Opinion]:
-        """One opinion for each member of the case. Raises JudgeFailedError."""
+WAIT_S = 60.0
+REASONS = ("budget",)
+NO_SAMPLING = Sampling()
 
 
 class Outbox(Protocol):
@@ -58,17 +50,31 @@ class Outbox(Protocol):
         """Publish an event and wait until it is kept; twice is once. Raises RetryLaterError."""
 
 
+@dataclass(frozen=True)
+class Rules:
+    """How groups are formed and judged."""
+
+    group_max: int = 8
+    sampling: Sampling = NO_SAMPLING
+    concurrency: int = 8  # groups at the same time
+    rounds: int = 6  # times that a failed group is taken up
+    lease_s: float = 60.0
+    disagreement_max: float = 0.25
+
+
 class Scorer:
+    """``judge`` judges what comes; ``others`` may be asked for by name, for a judgment of what was judged before."""
+
     def __init__(
-        self, store: ScorerStore, judge: Judge, outbox: Outbox, *, group_max: int, concurrency: int, rounds: int
+        self, store: ScorerStore, judge: Judge, outbox: Outbox, rules: Rules, others: Sequence[Judge] = ()
     ) -> None:
         self.store = store
         self.judge = judge
+        self.judges: Mapping[str, Judge] = {one.name: one for one in (*others, judge)}
         self.outbox = outbox
-        self.group_max = group_max
-        self.concurrency = concurrency
-        self.slots = asyncio.Semaphore(concurrency)
-        self.rounds = rounds
+        self.rules = rules
+        self.slots = asyncio.Semaphore(rules.concurrency)
+        self.held: set[str] = set()
 
     async def window_resolved(self, event: WindowResolved) -> None:
         """Form the window's groups if nobody has, judge what is not judged, and announce it."""
@@ -76,6 +82,7 @@ class Scorer:
         await self.judge_waiting(event.window_id)
         await self.announce()
 
+    # forming --------------------------------------------------------------------------------------
     async def form(self, window_id: str) -> None:
         """Group the runs of a window. Its groups are formed once and in one piece, by whichever replica."""
         if await self.store.has_groups(window_id):
@@ -85,17 +92,29 @@ class Scorer:
         for start in range(0, len(found), LOADED_AT_ONCE):
             some = found[start : start + LOADED_AT_ONCE]
             loaded = await self.store.trajectories([run.key for run in some])
-            runs += [replace(run, signature=_signature(loaded.get(run.key))) for run in some]
-        groups = form_groups(window_id, runs, group_max=self.group_max, by_outcome=self.judge.name == "outcome")
+            runs += [_with_events(run, loaded.get(run.key)) for run in some]
+        groups = form_groups(
+            window_id,
+            runs,
+            group_max=self.rules.group_max,
+            by_outcome=self.judge.name == "outcome",
+            sampling=self.rules.sampling,
+        )
         if await self.store.add_groups(window_id, groups, self.judge.name):
             small = sum(group.judged < 2 for group in groups)
             GROUPS.labels("small", self.judge.name).inc(small)
-            logger().info("grouped", window_id=window_id, runs=len(runs), groups=len(groups), small=small)
+            reasons = [member.left_out for group in groups for member in group.members if member.left_out]
+            for reason in reasons:
+                LEFT_OUT.labels(reason.split(":")[0]).inc()
+            logger().info(
+                "grouped", window_id=window_id, runs=len(runs), groups=len(groups), small=small, left_out=len(reasons)
+            )
 
+    # judging --------------------------------------------------------------------------------------
     async def judge_waiting(self, window_id: str | None = None) -> None:
         """Judge every group that waits for it, of one window or of all, ``concurrency`` at a time."""
-        waiting = await self.store.waiting(window_id, self.rounds)
-        workers = (self._judge_until_none(window_id) for _ in range(min(waiting, self.concurrency)))
+        waiting = await self.store.waiting(window_id, self.rules.rounds)
+        workers = (self._judge_until_none(window_id) for _ in range(min(waiting, self.rules.concurrency)))
         for result in await asyncio.gather(*workers, return_exceptions=True):
             if isinstance(result, BaseException):
                 raise result
@@ -103,37 +122,92 @@ class Scorer:
     async def _judge_until_none(self, window_id: str | None) -> None:
         while True:
             async with self.slots:  # the claim is a lease: it is taken when its time can be used
-                case = await self.store.claim(window_id, self.judge.lease_s, self.rounds)
+                case = await self.store.claim(window_id, self.rules.lease_s, self.rules.rounds)
                 if case is None:
                     return
-                await self._judge(case)
+                self.held.add(case.group_id)
+                try:
+                    await self._judge(case)
+                except JudgeWaitsError as error:
+                    logger().info("judge_waits", group_id=case.group_id, policy=case.policy, reason=str(error))
+                    await self.store.wait(case.group_id, error.reason, WAIT_S)
+                    return  # the next group would only find the same
+                finally:
+                    self.held.discard(case.group_id)
 
     async def _judge(self, case: Case) -> None:
+        name = case.judge or self.judge.name
+        judge = self.judges.get(name)
         try:
-            with JUDGE_SECONDS.labels(self.judge.name).time():
-                opinions = await self.judge.judge(case)
+            if judge is None:
+                raise JudgeFailedError(f"this scorer has no judge {name}")
+            with JUDGE_SECONDS.labels(name).time():
+                ruling = await judge.judge(case)
         except JudgeFailedError as error:
-            JUDGE_FAILURES.labels(self.judge.name).inc()
+            JUDGE_FAILURES.labels(name).inc()
             logger().warning(
                 "judge_failed", group_id=case.group_id, policy=case.policy, window_id=case.window_id, error=str(error)
             )
-            await self.store.fail(case.group_id, str(error), pause_s(case.attempts))
+            await self.store.fail(case.group_id, str(error), max(pause_s(case.attempts), error.after_s or 0.0))
             return
-        found = verdict({key: opinion.score for key, opinion in opinions.items()})
-        judgments = [
-            Judgment(key, opinion.score, found.ranks[key], opinion.explanation) for key, opinion in opinions.items()
-        ]
-        of = (self.judge.name, self.judge.model, self.judge.rubric)
-        if await self.store.record(case.group_id, found.state, found.spread, judgments, *of):
-            GROUPS.labels(found.state, self.judge.name).inc()
+        outcome = self._outcome(case, judge, ruling)
+        if await self.store.record(case, outcome):
+            GROUPS.labels(outcome.state, name).inc()
         await self.announce(case.group_id)
 
+    def _outcome(self, case: Case, judge: Judge, ruling: Ruling) -> Outcome:
+        found = verdict({key: opinion.score for key, opinion in ruling.opinions.items()}, case.members)
+        disputed = ruling.disagreement is not None and ruling.disagreement > self.rules.disagreement_max
+        judgments = [
+            Judgment(key, found.scores[key], found.ranks[key], opinion.explanation)
+            for key, opinion in ruling.opinions.items()
+        ]
+        return Outcome(
+            "disputed" if disputed else found.state,
+            found.spread,
+            [] if disputed else judgments,
+            judge.name,
+            judge.model,
+            ruling.rubric,
+            ruling.looks,
+            ruling.disagreement,
+        )
+
+    async def prolong(self) -> None:
+        """A heartbeat: what this scorer judges at the moment stays its own."""
+        if self.held:
+            await self.store.prolong(sorted(self.held), self.rules.lease_s)
+
+    async def measure(self) -> None:
+        for reason in REASONS:
+            WAITING.labels(reason).set(await self.store.waits_for(reason))
+
+    async def rescore(self, window_id: str, judge: str | None, rubric: str | None) -> int:
+        """Ask for a new judgment of a window's groups; how many. The older ones stay. Raises GiveUpError."""
+        name = judge or self.judge.name
+        if (chosen := self.judges.get(name)) is None:
+            there = ", ".join(sorted(self.judges))
+            raise GiveUpError(f"there is no judge {name!r} here, only {there}; ruler needs RATCHET_JUDGE_BASE_URL")
+        if rubric is not None and rubric not in chosen.rubrics:
+            there = ", ".join(sorted(chosen.rubrics))
+            raise GiveUpError(f"the judge {name} has no rubric {rubric!r}; it has {there}")
+        count = await self.store.want(window_id, name, rubric)
+        if not count:
+            raise GiveUpError(f"window {window_id!r} has no groups of two or more; `ratchet windows` lists windows")
+        logger().info("rescore", window_id=window_id, judge=name, rubric=rubric, groups=count)
+        return count
+
+    # announcing -----------------------------------------------------------------------------------
     async def announce(self, group_id: str | None = None) -> None:
         """Publish ``group.scored`` for one group or all that have a state and were not announced."""
         for event in await self.store.unannounced(group_id):
             await self.outbox.announce(event)
-            await self.store.set_announced(event.group_id)
+            await self.store.set_announced(event.group_id, event.revision)
 
 
-def _signature(trajectory: Trajectory | None) -> str | None:
-    return start_signature(trajectory) if trajectory else None
+def _with_events(run: Run, events: Trajectory | None) -> Run:
+    """What only a run's events tell of it."""
+    if events is None:
+        return run
+    checks = replace(run.checks, empty_prompts=empty_prompts(events)) if run.checks else None
+    return replace(run, signature=start_signature(events), broken=broken_by_infrastructure(events), checks=checks)

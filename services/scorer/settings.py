@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import Field, SecretStr, model_validator
@@ -15,17 +16,41 @@ class ScorerSettings(Settings):
     )
     judge_base_url: str | None = Field(None, description="OpenAI-compatible endpoint of the ruler judge, ends with /v1")
     judge_api_key: SecretStr | None = Field(None, description="its key; no other variable is ever read for it")
-    judge_model: str | None = Field(None, description="the model that the ruler judge asks for")
+    judge_model: str = Field("gpt-4.1", min_length=1, description="the model that the ruler judge asks for")
     judge_temperature: float | None = Field(None, ge=0, le=2, description="unset leaves it to the endpoint")
     judge_timeout_s: float = Field(90.0, gt=0, description="how long one answer of the judge may take")
     judge_attempts: int = Field(4, ge=1, le=20, description="times one question is asked before it has failed")
     judge_rounds: int = Field(6, ge=1, description="times a failed group is taken up again before it is left alone")
     judge_concurrency: int = Field(8, ge=1, le=256, description="groups that one scorer judges at the same time")
-    judge_context_chars: int = Field(200_000, ge=2_000, description="of all runs in one question; longer ones are cut")
-    group_max: int = Field(8, ge=2, le=64, description="members of a group at most; larger sets are split")
+    judge_lease_s: float = Field(60.0, gt=0, description="without a heartbeat for this long, another scorer takes over")
+    judge_context_tokens: int = Field(
+        100_000, ge=4_000, description="question and answer together, as a generous count; longer runs are cut"
+    )
+    judge_looks: int = Field(2, ge=1, le=8, description="times a group is judged, each in another order; averaged")
+    judge_disagreement_max: float = Field(
+        0.25, gt=0, le=1, description="mean difference between looks past which a group is set aside"
+    )
+    judge_rubric: str = Field("ratchet/1", description="for scenarios without one of their own; or art-default/1")
+    judge_rubrics: Path | None = Field(None, description="YAML file of rubrics of your own, by scenario")
+    judge_tokens_per_day: int = Field(0, ge=0, description="what all scorers may spend in a UTC day; 0 for no limit")
+    judge_prompt_usd_per_million: float | None = Field(None, ge=0, description="price of a million prompt tokens")
+    judge_completion_usd_per_million: float | None = Field(None, ge=0, description="and of a million that it answers")
+    judge_calibration_rate: float = Field(
+        0.1, ge=0, le=1, description="share of groups that are also looked at without hindsight, to measure the judge"
+    )
+    judge_calibration_windows: int = Field(50, ge=1, description="windows that the rolling calibration is taken over")
+    judge_drift_max: float = Field(
+        0.2, gt=0, le=2, description="how far tau may fall below that of the windows before, until an alert says so"
+    )
+    group_max: int = Field(8, ge=2, le=8, description="members of a group at most; larger sets are split")
+    group_target: int = Field(
+        0, ge=0, description="runs of a policy in a window over which some are dropped at random; 0 drops none"
+    )
+    group_drop_max: float = Field(0.5, ge=0, lt=1, description="share of them that is dropped at most")
+    group_drop_seed: int = Field(0, description="of what is dropped")
 
     @model_validator(mode="after")
     def _ruler_is_told_whom_to_ask(self) -> Self:
-        if self.judge == "ruler" and not (self.judge_base_url and self.judge_model):
-            raise ValueError("RATCHET_JUDGE=ruler needs RATCHET_JUDGE_BASE_URL and RATCHET_JUDGE_MODEL")
+        if self.judge == "ruler" and not self.judge_base_url:
+            raise ValueError("RATCHET_JUDGE=ruler needs RATCHET_JUDGE_BASE_URL")
         return self

@@ -1,32 +1,17 @@
-"""All SQL of the scorer: ``groups``, ``group_members``, ``judgments`` and ``judge_cache``, which it alone writes."""
+"""SQL of the scorer about ``groups``, ``group_members`` and ``judgments``; what a judge reads is in EvidenceStore."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
-from typing import Any
 
-from services.scorer.domain import Group, Run
-from shared.database import Pool
+from services.scorer.domain import Checks, Group, Run
+from services.scorer.evidence_store import EvidenceStore
+from services.scorer.judge import Case, Look
+from services.scorer.looks_store import keep_looks
+from shared.database import Connection
 from shared.events import GroupScored, MemberScore
-from shared.trajectories import RunKey, Trajectory, load
-
-REVISION = 1
-
-
-@dataclass(frozen=True)
-class Case:
-    """A group that is to be judged: its members with their status, and the window that it lies in."""
-
-    group_id: str
-    policy: str
-    window_id: str
-    scenario_id: str
-    starts_at: datetime
-    ends_at: datetime
-    attempts: int
-    members: dict[RunKey, str]
+from shared.trajectories import RunKey
 
 
 @dataclass(frozen=True)
@@ -38,39 +23,53 @@ class Judgment:
 
 
 @dataclass(frozen=True)
-class Hindsight:
-    """What the agents could not know: the window's facts, what was revealed, and what became of each run."""
+class Outcome:
+    """What became of a case: ``disputed`` has looks and no judgments."""
 
-    window: dict[str, Any]
-    knowledge: list[dict[str, Any]]
-    runs: dict[RunKey, list[dict[str, Any]]]
+    state: str
+    spread: float
+    judgments: Sequence[Judgment]
+    judge: str
+    model: str | None
+    rubric: str
+    looks: Sequence[Look] = ()
+    disagreement: float | None = None
 
 
-class ScorerStore:
-    def __init__(self, pool: Pool) -> None:
-        self.pool = pool
-
+class ScorerStore(EvidenceStore):
     # forming ------------------------------------------------------------------------------------
     async def has_groups(self, window_id: str) -> bool:
         found: bool = await self.pool.fetchval("select exists (select from groups where window_id = $1)", window_id)
         return found
 
     async def runs_of(self, window_id: str) -> list[Run]:
-        """The runs of a window, without their signatures."""
+        """The runs of a window, without what only their events tell."""
         rows = await self.pool.fetch(
             """select t.agent_id, t.trajectory_id, t.policy, t.scenario_id, t.status, t.late,
                       exists (select from llm_calls c where c.agent_id = t.agent_id
                               and c.trajectory_id = t.trajectory_id and c.recorded) as called,
                       exists (select from outcomes o where o.agent_id = t.agent_id and o.trajectory_id = t.trajectory_id
-                              and o.kind = 'trajectory' and o.name = 'reward') as rewarded
-                 from trajectories t where t.window_id = $1
+                              and o.kind = 'trajectory' and o.name = 'reward') as rewarded,
+                      s.steps, coalesce(t.step_count, s.last_step + 1, 0) as steps_expected, s.without_call,
+                      s.unanswered
+                 from trajectories t
+                cross join lateral (
+                      select count(*) as steps, max(step) as last_step,
+                             count(*) filter (where not answered) as unanswered,
+                             count(*) filter (where not exists (
+                                 select from llm_calls c where c.agent_id = s.agent_id
+                                    and c.trajectory_id = s.trajectory_id and c.step = s.step)) as without_call
+                        from steps s where s.agent_id = t.agent_id and s.trajectory_id = t.trajectory_id) s
+                where t.window_id = $1
                 order by t.agent_id, t.trajectory_id""",
             window_id,
         )
-        return [Run(**dict(row), signature=None) for row in rows]
-
-    async def trajectories(self, keys: Sequence[RunKey]) -> dict[RunKey, Trajectory]:
-        return await load(self.pool, keys)
+        found = []
+        for row in map(dict, rows):
+            names = ("steps", "steps_expected", "without_call", "unanswered")
+            checks = Checks(**{name: row.pop(name) for name in names})
+            found.append(Run(**row, signature=None, checks=checks))
+        return found
 
     async def add_groups(self, window_id: str, groups: Sequence[Group], judge: str) -> bool:
         """Write all groups of a window and their members at once; False if they had been written already."""
@@ -111,8 +110,7 @@ class ScorerStore:
         """How many groups could be claimed now."""
         count: int = await self.pool.fetchval(
             """select count(*) from groups
-                where state in ('pending', 'failed') and not_before <= now() and attempts < $2
-                  and ($1::text is null or window_id = $1)""",
+                where wanted and not_before <= now() and attempts < $2 and ($1::text is null or window_id = $1)""",
             window_id,
             rounds,
         )
@@ -125,10 +123,10 @@ class ScorerStore:
                  from windows w
                 where w.window_id = g.window_id and g.group_id = (
                     select group_id from groups
-                     where state in ('pending', 'failed') and not_before <= now() and attempts < $3
-                       and ($1::text is null or window_id = $1)
+                     where wanted and not_before <= now() and attempts < $3 and ($1::text is null or window_id = $1)
                      order by not_before, group_id limit 1 for update skip locked)
-               returning g.group_id, g.policy, g.window_id, g.scenario_id, w.starts_at, w.ends_at, g.attempts""",
+               returning g.group_id, g.policy, g.window_id, g.scenario_id, w.starts_at, w.ends_at, g.attempts,
+                         g.wanted_revision as revision, g.wanted_judge as judge, g.wanted_rubric as rubric""",
             window_id,
             lease_s,
             rounds,
@@ -144,102 +142,98 @@ class ScorerStore:
         )
         return Case(**dict(row), members={(m["agent_id"], m["trajectory_id"]): m["status"] for m in members})
 
-    async def rewards(self, keys: Sequence[RunKey]) -> dict[RunKey, float]:
-        """Rewards of record; a run that has none is absent."""
-        rows = await self.pool.fetch(
-            """select k.agent_id, k.trajectory_id, r.reward
-                 from unnest($1::text[], $2::text[]) as k (agent_id, trajectory_id),
-                      lateral (select reward from rewards
-                                where agent_id = k.agent_id and trajectory_id = k.trajectory_id limit 1) r""",
-            [agent_id for agent_id, _ in keys],
-            [trajectory_id for _, trajectory_id in keys],
+    async def prolong(self, group_ids: Sequence[str], lease_s: float) -> None:
+        """A heartbeat of the groups that the caller judges."""
+        await self.pool.execute(
+            """update groups set not_before = now() + make_interval(secs => $2)
+                where group_id = any($1::text[]) and wanted""",
+            list(group_ids),
+            lease_s,
         )
-        return {(row["agent_id"], row["trajectory_id"]): row["reward"] for row in rows}
 
-    async def hindsight(self, window_id: str, keys: Sequence[RunKey]) -> Hindsight:
-        """What the judge may know and the agents could not."""
-        facts = await self.pool.fetchval(
-            """select facts from settlements where window_id = $1 and state = 'settled'
-                order by revision desc limit 1""",
-            window_id,
-        )
-        known = await self.pool.fetch(
-            """select data from outcomes where kind = 'knowledge' and window_id = $1 and agent_id is null
-                order by occurred_at, sequence""",
-            window_id,
-        )
-        about = await self.pool.fetch(
-            """select o.agent_id, o.trajectory_id, o.kind, o.data
-                 from outcomes o join unnest($1::text[], $2::text[]) as k (agent_id, trajectory_id)
-                using (agent_id, trajectory_id)
-                order by o.occurred_at, o.sequence""",
-            [agent_id for agent_id, _ in keys],
-            [trajectory_id for _, trajectory_id in keys],
-        )
-        runs: dict[RunKey, list[dict[str, Any]]] = {key: [] for key in keys}
-        for row in about:
-            data = row["data"]
-            fact = (
-                {"knowledge": data["data"]}
-                if row["kind"] == "knowledge"
-                else {"name": data["name"], "value": data["value"], "note": data.get("note")}
-            )
-            runs[(row["agent_id"], row["trajectory_id"])].append(fact)
-        return Hindsight(facts or {}, [row["data"]["data"] for row in known], runs)
-
-    async def record(
-        self,
-        group_id: str,
-        state: str,
-        spread: float,
-        judgments: Sequence[Judgment],
-        judge: str,
-        model: str | None,
-        rubric: str,
-    ) -> bool:
-        """Write a group's judgments once, all of one judge; False where it had been judged already."""
+    async def record(self, case: Case, outcome: Outcome) -> bool:
+        """Write a judgment of a case once, whole; False where it has been made already or another is wanted by now."""
         async with self.pool.acquire() as connection, connection.transaction():
             done = await connection.fetchval(
-                """update groups set state = $2, spread = $3, revision = $4, judge = $5, judged_at = now(),
-                          failure = null
-                    where group_id = $1 and state in ('pending', 'failed')
+                """update groups
+                      set state = $5, spread = $6, disagreement = $7, revision = wanted_revision, judge = $8,
+                          judged_at = now(), announced_at = null, failure = null, waits_for = null
+                    where group_id = $1 and wanted and wanted_revision = $2
+                      and wanted_judge is not distinct from $3 and wanted_rubric is not distinct from $4
                    returning true""",
-                group_id,
-                state,
-                spread,
-                REVISION,
-                judge,
+                case.group_id,
+                case.revision,
+                case.judge,
+                case.rubric,
+                outcome.state,
+                outcome.spread,
+                outcome.disagreement,
+                outcome.judge,
             )
             if not done:
                 return False
-            await connection.execute(
-                """insert into judgments (group_id, revision, agent_id, trajectory_id, score, rank, explanation, judge,
-                                          model, rubric)
-                   select $1, $2, j.*, $8, $9, $10
-                     from unnest($3::text[], $4::text[], $5::double precision[], $6::integer[], $7::text[]) as j
-                   on conflict do nothing""",
-                group_id,
-                REVISION,
-                [j.key[0] for j in judgments],
-                [j.key[1] for j in judgments],
-                [j.score for j in judgments],
-                [j.rank for j in judgments],
-                [j.explanation for j in judgments],
-                judge,
-                model,
-                rubric,
-            )
+            await self._keep_judgments(connection, case, outcome)
+            await keep_looks(connection, case, outcome.judge, outcome.model, outcome.rubric, outcome.looks)
         return True
 
+    async def _keep_judgments(self, connection: Connection, case: Case, outcome: Outcome) -> None:
+        await connection.execute(
+            """insert into judgments (group_id, revision, agent_id, trajectory_id, score, rank, explanation, judge,
+                                      model, rubric)
+               select $1, $2, j.*, $8, $9, $10
+                 from unnest($3::text[], $4::text[], $5::double precision[], $6::integer[], $7::text[]) as j
+               on conflict do nothing""",
+            case.group_id,
+            case.revision,
+            [j.key[0] for j in outcome.judgments],
+            [j.key[1] for j in outcome.judgments],
+            [j.score for j in outcome.judgments],
+            [j.rank for j in outcome.judgments],
+            [j.explanation for j in outcome.judgments],
+            outcome.judge,
+            outcome.model,
+            outcome.rubric,
+        )
+
     async def fail(self, group_id: str, failure: str, pause_s: float) -> None:
-        """Keep why the judge failed and let the group rest. What has been judged meanwhile stays judged."""
+        """Keep why the judge failed and let the group rest. What has been judged stays judged as it was."""
         await self.pool.execute(
-            """update groups set state = 'failed', failure = $2, not_before = now() + make_interval(secs => $3)
-                where group_id = $1 and state in ('pending', 'failed')""",
+            """update groups set state = case when state = 'pending' then 'failed' else state end, failure = $2,
+                      waits_for = null, not_before = now() + make_interval(secs => $3)
+                where group_id = $1 and wanted""",
             group_id,
             failure,
             pause_s,
         )
+
+    async def wait(self, group_id: str, reason: str, pause_s: float) -> None:
+        """Let a group wait for what is nobody's failure: it is as if it had not been claimed."""
+        await self.pool.execute(
+            """update groups set waits_for = $2, attempts = greatest(attempts - 1, 0),
+                      not_before = now() + make_interval(secs => $3)
+                where group_id = $1 and wanted""",
+            group_id,
+            reason,
+            pause_s,
+        )
+
+    async def waits_for(self, reason: str) -> int:
+        count: int = await self.pool.fetchval("select count(*) from groups where waits_for = $1 and wanted", reason)
+        return count
+
+    async def want(self, window_id: str, judge: str, rubric: str | None) -> int:
+        """Ask for a new judgment of every group of a window; how many there are. Older ones stay as they are."""
+        rows = await self.pool.fetch(
+            """update groups
+                  set wanted_revision = revision + 1, wanted_judge = $2, wanted_rubric = $3, attempts = 0,
+                      not_before = now(), failure = null
+                where window_id = $1 and state <> 'small'
+               returning group_id""",
+            window_id,
+            judge,
+            rubric,
+        )
+        return len(rows)
 
     # announcing ---------------------------------------------------------------------------------
     async def unannounced(self, group_id: str | None = None) -> list[GroupScored]:
@@ -258,33 +252,8 @@ class ScorerStore:
             GroupScored(**{**dict(row), "scores": [MemberScore(**score) for score in row["scores"]]}) for row in rows
         ]
 
-    async def set_announced(self, group_id: str) -> None:
-        await self.pool.execute("update groups set announced_at = now() where group_id = $1", group_id)
-
-    # what was asked before ------------------------------------------------------------------------
-    async def cached(self, content_sha256: bytes) -> Any | None:
-        """The judge's reply to exactly this question, or None."""
-        return await self.pool.fetchval("select reply from judge_cache where content_sha256 = $1", content_sha256)
-
-    async def keep(
-        self,
-        content_sha256: bytes,
-        judge: str,
-        model: str,
-        reply: Any,
-        prompt_tokens: int | None,
-        completion_tokens: int | None,
-        latency_ms: float,
-    ) -> None:
+    async def set_announced(self, group_id: str, revision: int) -> None:
+        """Unless a newer judgment has come meanwhile, which is to be announced for itself."""
         await self.pool.execute(
-            """insert into judge_cache (content_sha256, judge, model, reply, prompt_tokens, completion_tokens,
-                                        latency_ms)
-               values ($1, $2, $3, $4, $5, $6, $7) on conflict do nothing""",
-            content_sha256,
-            judge,
-            model,
-            reply,
-            prompt_tokens,
-            completion_tokens,
-            latency_ms,
+            "update groups set announced_at = now() where group_id = $1 and revision = $2", group_id, revision
         )

@@ -82,6 +82,7 @@ async def add_run(
     late: bool = False,
     called: bool = True,
     stored: bool = True,
+    steps: int = 1,
     **said: Any,
 ) -> None:
     """One run of ``agent_id``, named ``t``, with its events, its call and the world's word on it."""
@@ -118,6 +119,15 @@ async def add_run(
             hashlib.sha256(sent).digest(),
             len(sent),
             zlib.compress(sent),
+        )
+    for step in range(steps):
+        await pool.execute(
+            """insert into steps (agent_id, trajectory_id, step, event_id, occurred_at, action_type, answered)
+               values ($1, 't', $2, $3, $4, 'buy', true)""",
+            agent_id,
+            step,
+            uuid7(),
+            STARTS,
         )
     if reward is not None:
         await add_fact(pool, agent_id, "reward", reward)

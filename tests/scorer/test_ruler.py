@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -14,9 +15,13 @@ from pydantic import ValidationError
 from starlette.responses import PlainTextResponse
 
 from services.scorer.endpoint import ask_of
-from services.scorer.judge_ruler import RulerJudge, shown_order
-from services.scorer.ruler_prompt import as_data, cut, read_reply
-from services.scorer.service import Scorer
+from services.scorer.judge_outcome import OutcomeJudge
+from services.scorer.judge_ruler import RulerJudge
+from services.scorer.ledger_store import LedgerStore
+from services.scorer.looks_domain import shown_order
+from services.scorer.ruler_prompt import read_reply
+from services.scorer.ruler_text import as_data, cut, tokens_at_most
+from services.scorer.service import Rules, Scorer
 from services.scorer.settings import ScorerSettings
 from services.scorer.store import ScorerStore
 from shared.database import Pool
@@ -42,12 +47,22 @@ def endpoint(server: StandIn) -> StandIn:
 @asynccontextmanager
 async def ruler(pool: Pool, endpoint: StandIn, outbox: Any = None, **settings: Any) -> AsyncIterator[Scorer]:
     told = ScorerSettings(
-        **{"judge": "ruler", "judge_base_url": endpoint.base_url, "judge_model": "m", "judge_attempts": 3, **settings}
+        **{
+            "judge": "ruler",
+            "judge_base_url": endpoint.base_url,
+            "judge_model": "m",
+            "judge_attempts": 3,
+            "judge_looks": 1,
+            "judge_calibration_rate": 0,
+            **settings,
+        }
     )
     store = ScorerStore(pool)
     async with ask_of(told) as ask:
-        judge = RulerJudge(store, ask, told, first_pause_s=0.001)
-        yield Scorer(store, judge, outbox or Kept(), group_max=8, concurrency=2, rounds=9)
+        ledger = LedgerStore(pool, lease_s=60)
+        judge = RulerJudge(store, ask, told, ledger=ledger, first_pause_s=0.001)
+        rules = Rules(concurrency=2, rounds=9, disagreement_max=told.judge_disagreement_max)
+        yield Scorer(store, judge, outbox or Kept(), rules, [OutcomeJudge(store)])
 
 
 async def three_runs(pool: Pool) -> None:
@@ -128,7 +143,7 @@ async def test_a_bad_reply_is_asked_again_and_leaves_no_score(pool: Pool, endpoi
     assert len(keys) == 3, "each call has a delimiter of its own"
 
 
-@pytest.mark.parametrize(("status", "headers"), [(401, {}), (400, {}), (429, {"Retry-After": "3600"})])
+@pytest.mark.parametrize(("status", "headers"), [(401, {}), (404, {}), (429, {"Retry-After": "3600"})])
 async def test_what_asking_again_cannot_mend_is_asked_once(
     pool: Pool, endpoint: StandIn, status: int, headers: dict[str, str]
 ) -> None:
@@ -199,7 +214,7 @@ async def test_hindsight_is_for_the_judge_and_never_for_training(pool: Pool, end
 async def test_the_agents_own_word_on_its_worth_is_not_shown(pool: Pool, endpoint: StandIn) -> None:
     await add_window(pool)
     for agent in "ab":
-        await add_run(pool, agent, own_reward=0.987654)
+        await add_run(pool, agent, own_reward=0.987654, said=agent)
     async with ruler(pool, endpoint) as service:
         await service.window_resolved(resolved())
     assert "0.987654" not in json.dumps(endpoint.bodies)
@@ -240,12 +255,12 @@ async def test_a_long_run_is_cut_in_its_middle_and_says_so(pool: Pool, endpoint:
     await add_window(pool)
     await add_run(pool, "a", said="x" * 50_000)
     await add_run(pool, "b", said="short")
-    async with ruler(pool, endpoint, judge_context_chars=4_000) as service:
+    async with ruler(pool, endpoint, judge_context_tokens=6_000) as service:
         await service.window_resolved(resolved())
     texts = sorted(attempts(endpoint.bodies[0]).values(), key=len)
     assert "left out" not in texts[0]
-    assert "characters are left out here" in texts[1]
-    assert len(texts[1]) < 2_100
+    assert "tokens are left out here" in texts[1]
+    assert 1_000 < tokens_at_most(json.dumps(endpoint.bodies[0]["messages"])) < 6_000
     assert texts[1].startswith('status: "completed"')
     assert "action" in texts[1].splitlines()[-1]
 
@@ -296,14 +311,15 @@ def test_data_is_one_printable_line_and_whole(value: Any) -> None:
     assert json.loads(line) == value
 
 
-@given(st.text(max_size=60), st.integers(1, 40))
+@given(st.text(max_size=60), st.integers(0, 40))
 def test_a_cut_keeps_both_ends(text: str, limit: int) -> None:
     kept = cut(text, limit)
-    if len(text) <= limit:
+    if tokens_at_most(text) <= limit:
         assert kept == text
         return
-    head, tail = kept.split(f"\n({len(text) - limit} characters are left out here)\n", 1)
-    assert len(head) + len(tail) == limit
+    head, said, tail = re.fullmatch(r"(.*)…\n\(about (\d+) tokens are left out here\)\n…(.*)", kept, re.S).groups()  # type: ignore[union-attr]
+    assert tokens_at_most(head) + tokens_at_most(tail) + int(said) == tokens_at_most(text)
+    assert tokens_at_most(head) + tokens_at_most(tail) <= limit
     assert text.startswith(head)
     assert text.endswith(tail)
 

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import pytest
 
 from services.scorer.domain import group_id
 from services.scorer.handlers import subscribe
+from services.scorer.judge import Case, Judge, JudgeFailedError, Opinion, Ruling
 from services.scorer.judge_outcome import OutcomeJudge
-from services.scorer.service import Judge, JudgeFailedError, Opinion, Scorer
-from services.scorer.store import Case, Judgment, ScorerStore
+from services.scorer.service import Rules, Scorer
+from services.scorer.store import Judgment, Outcome, ScorerStore
 from shared.bus import Bus
 from shared.database import Pool
 from shared.errors import RetryLaterError
 from shared.events import GroupScored
 from shared.trajectories import RunKey
-from tests.scorer.runs import WINDOW, add_fact, add_run, add_window, resolved
+from tests.scorer.runs import ENDS, STARTS, WINDOW, add_fact, add_run, add_window, resolved
 
 
 class Kept:
@@ -35,10 +36,12 @@ class Kept:
         assert self.events.setdefault(event.message_id, event) == event, "one message id, two contents"
 
 
-def scorer(pool: Pool, outbox: Any, judge: Judge | None = None, **settings: Any) -> Scorer:
+def scorer(
+    pool: Pool, outbox: Any, judge: Judge | None = None, others: Sequence[Judge] = (), **settings: Any
+) -> Scorer:
     store = ScorerStore(pool)
-    settings = {"group_max": 8, "concurrency": 4, "rounds": 3, **settings}
-    return Scorer(store, judge or OutcomeJudge(store), outbox, **settings)
+    rules = Rules(**{"concurrency": 4, "rounds": 3, **settings})
+    return Scorer(store, judge or OutcomeJudge(store), outbox, rules, others)
 
 
 class Scripted:
@@ -46,21 +49,22 @@ class Scripted:
 
     name = "scripted"
     model: str | None = "m1"
-    rubric = "test/1"
-    lease_s = 60.0
+    rubrics: Collection[str] = ("test/1", "test/2")
 
     def __init__(self) -> None:
         self.asked: list[str] = []
         self.failure: Exception | None = None
+        self.disagreement: float | None = None
         self.gate = asyncio.Event()
         self.gate.set()
 
-    async def judge(self, case: Case) -> Mapping[RunKey, Opinion]:
+    async def judge(self, case: Case) -> Ruling:
         self.asked.append(case.group_id)
         await self.gate.wait()
         if self.failure:
             raise self.failure
-        return {key: Opinion(n / 10, f"no. {n}") for n, key in enumerate(sorted(case.members))}
+        opinions = {key: Opinion(n / 10, f"no. {n}") for n, key in enumerate(sorted(case.members))}
+        return Ruling(opinions, case.rubric or "test/1", disagreement=self.disagreement)
 
 
 async def published(bus: Bus) -> list[GroupScored]:
@@ -224,7 +228,8 @@ async def test_a_judgment_that_stands_is_not_written_over(pool: Pool) -> None:
     await service.window_resolved(resolved())
     [name] = [row["group_id"] for row in await pool.fetch("select group_id from groups")]
     late = [Judgment(("a", "t"), 1.0, 1, "bought"), Judgment(("b", "t"), 0.0, 2, "bought")]
-    assert not await service.store.record(name, "scored", 1.0, late, "other", None, "other/1")
+    case = Case(name, "default", WINDOW, "ACME", STARTS, ENDS, 1, dict.fromkeys(keys_of("ab"), "completed"))
+    assert not await service.store.record(case, Outcome("scored", 1.0, late, "other", None, "other/1"))
     await service.store.fail(name, "too late", 1.0)
     rows = await pool.fetch("select agent_id, score, judge from judgments order by agent_id")
     assert [tuple(row) for row in rows] == [("a", 0.0, "outcome"), ("b", 1.0, "outcome")]

@@ -1,0 +1,102 @@
+"""SQL of a judgment's looks, and of what they say about the judge."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from services.scorer.judge import Case, Look
+from services.scorer.looks_domain import Pairs
+from shared.database import Connection, Pool
+
+
+async def keep_looks(
+    connection: Connection, case: Case, judge: str, model: str | None, rubric: str, looks: Sequence[Look]
+) -> None:
+    """Write the looks of a judgment and what each said of each member. Twice is once."""
+    for look in looks:
+        await connection.execute(
+            """insert into looks (group_id, revision, look, hindsight, judge, model, rubric, content_sha256,
+                                  hindsight_sha256, prompt_tokens, completion_tokens, cost_usd, latency_ms, remembered)
+               values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14) on conflict do nothing""",
+            case.group_id,
+            case.revision,
+            look.number,
+            look.hindsight,
+            judge,
+            model,
+            rubric,
+            look.content_sha256,
+            look.hindsight_sha256,
+            look.prompt_tokens,
+            look.completion_tokens,
+            look.cost_usd,
+            look.latency_ms,
+            look.remembered,
+        )
+        await connection.executemany(
+            """insert into look_scores (group_id, revision, look, hindsight, agent_id, trajectory_id, place, score,
+                                        rank, explanation, strengths, weaknesses)
+               values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12) on conflict do nothing""",
+            list(_rows(case, look)),
+        )
+
+
+def _rows(case: Case, look: Look) -> list[tuple[Any, ...]]:
+    scores = [opinion.score for opinion in look.opinions.values()]
+    return [
+        (
+            case.group_id,
+            case.revision,
+            look.number,
+            look.hindsight,
+            *key,
+            look.places[key],
+            opinion.score,
+            1 + sum(score > opinion.score for score in scores),
+            opinion.explanation,
+            list(opinion.strengths),
+            list(opinion.weaknesses),
+        )
+        for key, opinion in look.opinions.items()
+    ]
+
+
+@dataclass(frozen=True)
+class WindowPairs:
+    """How the judge's order of a window's pairs stands to that of the rewards, in one of the two views."""
+
+    window_id: str
+    view: str
+    pairs: Pairs
+
+
+class CalibrationStore:
+    def __init__(self, pool: Pool) -> None:
+        self.pool = pool
+
+    async def newest(self, judge: str, windows: int) -> list[WindowPairs]:
+        """Of the newest windows that were sampled, newest first, all policies, models and rubrics together."""
+        rows = await self.pool.fetch(
+            """select window_id, view, sum(pairs)::bigint as pairs, sum(concordant)::bigint as concordant,
+                      sum(discordant)::bigint as discordant, sum(tied_by_judge)::bigint as tied_a,
+                      sum(tied_by_reward)::bigint as tied_b
+                 from judge_calibration
+                where judge = $1 and window_id in (
+                      select w.window_id from windows w
+                       where exists (select from groups g join looks l using (group_id)
+                                      where g.window_id = w.window_id and l.judge = $1 and not l.hindsight)
+                       order by w.starts_at desc limit $2)
+                group by window_id, starts_at, view order by starts_at desc, view""",
+            judge,
+            windows,
+        )
+        return [
+            WindowPairs(
+                row["window_id"],
+                row["view"],
+                Pairs(row["pairs"], row["concordant"], row["discordant"], row["tied_a"], row["tied_b"]),
+            )
+            for row in rows
+        ]
