@@ -156,26 +156,24 @@ async def serve(endpoint: StandIn, port: int = 0, ready: Callable[[int], None] =
 @contextmanager
 def stand_in(**given: Any) -> Iterator[StandIn]:
     """A stand-in in a thread of its own, for tests."""
-    endpoint, loop, up = StandIn(**given), asyncio.new_event_loop(), threading.Event()
+    endpoint, up, stop = StandIn(**given), threading.Event(), asyncio.Event()
+    loops: list[asyncio.AbstractEventLoop] = []
 
     def ready(port: int) -> None:
         endpoint.base_url = f"http://127.0.0.1:{port}/v1"
+        loops.append(asyncio.get_running_loop())
         up.set()
 
-    def run() -> None:
-        asyncio.set_event_loop(loop)
-        task = loop.create_task(serve(endpoint, ready=ready))
-        loop.run_until_complete(asyncio.wait([task]))
-        for left in asyncio.all_tasks(loop):
-            left.cancel()
-        loop.run_until_complete(asyncio.sleep(0))
-        loop.close()
+    async def run() -> None:
+        serving = asyncio.create_task(serve(endpoint, ready=ready))
+        await stop.wait()
+        serving.cancel()
 
-    thread = threading.Thread(target=run, daemon=True)
+    thread = threading.Thread(target=lambda: asyncio.run(run()), daemon=True)
     thread.start()
     assert up.wait(10), "the stand-in did not start"
     try:
         yield endpoint
     finally:
-        loop.call_soon_threadsafe(lambda: [task.cancel() for task in asyncio.all_tasks(loop)])
+        loops[0].call_soon_threadsafe(stop.set)
         thread.join(10)

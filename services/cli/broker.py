@@ -82,7 +82,11 @@ SERVICES: Mapping[str, Role] = {
             subjects.WINDOW_RESOLVED,
         ),
     ),
-    "scorer": Role(publish=(*consumes(subjects.SCORER_RESOLVED), subjects.GROUP_SCORED)),
+    "scorer": Role(
+        publish=(*consumes(subjects.SCORER_RESOLVED), subjects.GROUP_SCORED),
+        subscribe=(subjects.command("scorer", "*"),),
+        answers=True,
+    ),
     "trainer": Role(
         publish=(*consumes(subjects.TRAINER_SCORED), subjects.TRAINING_PROGRESS, subjects.MODEL_TRAINED),
         subscribe=(subjects.command("trainer", "*"),),

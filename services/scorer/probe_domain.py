@@ -1,4 +1,4 @@
-"""Planted cases for a judge: what each expects, what a judge's scores make of it, and when a judge is to be trusted. Pure.
+"""Planted cases for a judge: what each expects, what its scores make of them, and when it is to be probed. Pure.
 
 Why: language models as judges are fooled by trivial text (arXiv:2507.08794), and relative scores are the whole
 training signal. The margins are ours: a judge that orders two attempts by less than ``MARGIN`` has not told them apart.
@@ -143,7 +143,7 @@ def result(case: ProbeCase, scores: Mapping[RunKey, float]) -> CaseResult:
 
 
 def verdict(results: Sequence[CaseResult], pass_mark: float) -> Verdict:
-    """``passed`` where at least ``pass_mark`` of all cases passed; ``unfinished`` while those unanswered could decide."""
+    """``passed`` where ``pass_mark`` of all cases passed; ``unfinished`` where those unanswered could decide."""
     passed = sum(found.state == "passed" for found in results)
     unanswered = sum(found.state == "unanswered" for found in results)
     needed = pass_mark * len(results) - 1e-9
@@ -162,14 +162,26 @@ class Probed:
     at: datetime  # when it ended, or when a running one was last heard of
 
 
-def due(newest: Probed | None, suite: str, now: datetime, *, every: timedelta, again: timedelta) -> bool:
-    """Whether a judge is to be probed now.
+@dataclass(frozen=True)
+class When:
+    """A verdict holds for ``every``; what came to none is tried for ``again``; who is silent for ``lost`` is gone."""
 
-    A verdict holds for ``every`` unless the cases have changed. One that came to no verdict, or was not heard of, is
-    made again after ``again``.
-    """
+    every: timedelta
+    lost: timedelta
+    again: timedelta = timedelta(minutes=10)
+
+    @classmethod
+    def of_seconds(cls, *, every: float, lost: float) -> When:
+        return cls(timedelta(seconds=every), timedelta(seconds=lost))
+
+
+def due(newest: Probed | None, suite: str, now: datetime, when: When, *, by_hand: bool) -> bool:
+    """Whether a judge is to be probed now: by hand always, unless one is running already."""
     if newest is None:
         return True
-    if newest.state in ("running", "unfinished"):
-        return now - newest.at >= again
-    return newest.suite != suite or now - newest.at >= every
+    age = now - newest.at
+    if newest.state == "running":
+        return age >= when.lost
+    if newest.state == "unfinished":
+        return by_hand or age >= when.again
+    return by_hand or newest.suite != suite or age >= when.every

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
-from services.scorer.probe_domain import CaseResult, Probed, Verdict, due
+from services.scorer.probe_domain import CaseResult, Probed, Verdict, When, due
 from shared.database import Pool
 
 
@@ -31,14 +31,6 @@ class Spent:
     completion_tokens: int
 
 
-@dataclass(frozen=True)
-class Due:
-    """When a verdict grows old, and when one that did not come is tried for again."""
-
-    every: timedelta
-    again: timedelta
-
-
 NEWEST = """
 select suite, state, coalesce(finished_at, heard_at) as at from judge_probes
  where (judge, model, rubric, endpoint) = ($1, $2, $3, $4) order by started_at desc, probe_id desc limit 1"""
@@ -49,21 +41,19 @@ class ProbeStore:
         self.pool = pool
 
     async def begin(
-        self, of: Identity, suite: str, cases: int, pass_mark: float, asked_by: str, when: Due | None
+        self, of: Identity, suite: str, cases: int, pass_mark: float, when: When, by_hand: str | None = None
     ) -> int | None:
         """Be the one that probes a judge: the probe's id, or None where none is due or another replica is at it.
 
-        ``when`` is None for a probe that is asked for by hand, which is due unless one is running.
+        ``by_hand``: who asks for it, whatever was found before.
         """
         async with self.pool.acquire() as connection, connection.transaction():
             name = "\n".join(("probe", *of.columns()))
             await connection.execute("select pg_advisory_xact_lock(hashtextextended($1, 0))", name)
             row = await connection.fetchrow(NEWEST, *of.columns())
-            now: datetime = await connection.fetchval("select now()")
+            now: datetime = await connection.fetchval("select clock_timestamp()")
             newest = Probed(**dict(row)) if row else None
-            by_hand = when is None and (newest is None or newest.state != "running")
-            again = when.again if when else RUNNING_LOST
-            if not by_hand and not due(newest, suite, now, every=when.every if when else again, again=again):
+            if not due(newest, suite, now, when, by_hand=by_hand is not None):
                 return None
             probe_id: int = await connection.fetchval(
                 """insert into judge_probes (judge, model, rubric, endpoint, suite, cases, pass_mark, asked_by)
@@ -72,7 +62,7 @@ class ProbeStore:
                 suite,
                 cases,
                 pass_mark,
-                asked_by,
+                by_hand or "schedule",
             )
             return probe_id
 
@@ -89,6 +79,12 @@ class ProbeStore:
             sum(result.state == "passed" for result in results),
             *(spent.calls, spent.prompt_tokens, spent.completion_tokens),
             state,
+        )
+
+    async def lives(self, probe_id: int) -> None:
+        """A heartbeat of a probe that runs."""
+        await self.pool.execute(
+            "update judge_probes set heard_at = now() where probe_id = $1 and state = 'running'", probe_id
         )
 
     async def probe(self, probe_id: int) -> dict[str, Any] | None:
@@ -118,7 +114,7 @@ class ProbeStore:
         return found
 
     async def release(self, of: Identity, who: str, reason: str) -> int | None:
-        """Let a judge go on whose newest verdict is a failure: that probe's id, or None where none fails. Twice is once."""
+        """Let a judge go on that failed: the id of that probe, or None where it has not failed. Twice is once."""
         probe_id: int | None = await self.pool.fetchval(
             """with failed as (
                    select probe_id from judge_standing
@@ -137,17 +133,16 @@ class ProbeStore:
         """Judged groups that are not announced because their judge is not trusted."""
         count: int = await self.pool.fetchval(
             f"""select count(*) from groups g
-                 where g.judged_at is not null and g.announced_at is null and not {TRUSTED}""",  # noqa: S608  # our own
+                 where g.judged_at is not null and g.announced_at is null and $1::text is null
+                   and not {TRUSTED}""",  # noqa: S608  # a literal of our own
             None,
             own_endpoint,
         )
         return count
 
 
-RUNNING_LOST = timedelta(minutes=10)  # a running probe that was not heard of for so long has been killed
-
-# Of a group ``g``, $2 our own endpoint: whether its judgment may be announced. A judge without a model is not probed. A
-# rubric of a scenario goes by the verdict on it, or else by that on the model; so does one of an endpoint that was left.
+# Of a group ``g``, $2 our own endpoint: whether its judgment may be announced. A judge without a model is not probed.
+# A rubric that was not probed itself goes by the verdict on its model, and so does what an earlier endpoint judged.
 TRUSTED = """coalesce((
     select coalesce((select s.trusted from judge_standing s
                       where s.judge = j.judge and s.model = j.model

@@ -3,30 +3,32 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime
 from importlib import resources
 from typing import Protocol
+from urllib.parse import urlsplit
 
 import yaml
 from prometheus_client import Gauge
 
 from services.scorer.judge import Case, Hindsight, Judge, JudgeFailedError, JudgeWaitsError
 from services.scorer.ledger_store import Reply
-from services.scorer.probe_domain import CaseResult, ProbeCase, Suite, result, trajectory, verdict
-from services.scorer.probe_store import Due, Identity, ProbeStore, Spent
+from services.scorer.probe_domain import CaseResult, ProbeCase, Suite, When, result, trajectory, verdict
+from services.scorer.probe_store import Identity, ProbeStore, Spent
 from shared.errors import GiveUpError
 from shared.telemetry import logger
 from shared.trajectories import RunKey, Trajectory
 
-SHARE = Gauge("ratchet_judge_probe_share", "Share of the planted cases that the judge passed when last probed", ["judge"])
+SHARE = Gauge(
+    "ratchet_judge_probe_share", "Share of the planted cases that the judge passed when last probed", ["judge"]
+)
 WITHHELD = Gauge("ratchet_judge_withheld", "1 while nothing of this judge is announced: it is not trusted", ["judge"])
 GROUPS_WITHHELD = Gauge(
     "ratchet_judge_groups_withheld", "Judged groups that are not announced, for their judge is not trusted"
 )
 AT_ONCE = 4  # cases; a probe is small, and groups may be judged meanwhile
-AGAIN = timedelta(minutes=10)  # after a probe that came to no verdict: the endpoint was away, or the budget spent
 STARTS, ENDS = datetime(2026, 1, 1, 10, tzinfo=UTC), datetime(2026, 1, 1, 11, tzinfo=UTC)
 
 
@@ -57,9 +59,11 @@ class PlantedEvidence:
 
 
 class Budget(Protocol):
+    """What a day may cost, shared by all replicas."""
+
     async def reserve(self, tokens: int, budget: int) -> date | None: ...
     async def settle(
-        self, day: date, reserved: int, prompt_tokens: int, completion_tokens: int, cost_usd: float
+        self, day: date | None, reserved: int, prompt_tokens: int, completion_tokens: int, cost_usd: float
     ) -> None: ...
 
 
@@ -86,44 +90,49 @@ class ProbeLedger:
         return await self.budget.reserve(tokens, budget)
 
     async def settle(
-        self, day: date, reserved: int, prompt_tokens: int, completion_tokens: int, cost_usd: float
+        self, day: date | None, reserved: int, prompt_tokens: int, completion_tokens: int, cost_usd: float
     ) -> None:
         was = self.spent
-        self.spent = Spent(
-            was.calls + 1, was.prompt_tokens + prompt_tokens, was.completion_tokens + completion_tokens
-        )
+        self.spent = Spent(was.calls + 1, was.prompt_tokens + prompt_tokens, was.completion_tokens + completion_tokens)
         await self.budget.settle(day, reserved, prompt_tokens, completion_tokens, cost_usd)
+
+
+def address(base_url: str) -> str:
+    """An endpoint's URL as it may be stored and shown: without user, password and query."""
+    if not base_url:
+        return ""
+    parts = urlsplit(base_url)
+    host = f"{parts.hostname}:{parts.port}" if parts.port else str(parts.hostname)
+    return f"{parts.scheme}://{host}{parts.path.rstrip('/')}"
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What is probed. ``judge_of``: the judge as it is configured, looking at other evidence through a ledger of its own."""
+    """What is probed. ``judge_of``: the judge as it is configured, with other evidence and a ledger of its own."""
 
     identity: Identity
     judge_of: Callable[[PlantedEvidence, ProbeLedger], Judge]
 
 
 class Prober:
-    def __init__(
-        self, store: ProbeStore, subject: Subject, budget: Budget, *, pass_mark: float, every_s: float
-    ) -> None:
+    def __init__(self, store: ProbeStore, subject: Subject, budget: Budget, *, pass_mark: float, when: When) -> None:
         self.store = store
         self.subject = subject
         self.budget = budget
         self.pass_mark = pass_mark
-        self.due = Due(timedelta(seconds=every_s), AGAIN)
+        self.when = when
         self.suite = planted()
         self.running: set[asyncio.Task[None]] = set()
 
     async def probe_if_due(self) -> None:
         """At start and daily: a verdict of this judge that is younger than that is kept, whichever replica made it."""
-        if (probe_id := await self._begin("schedule", self.due)) is not None:
+        if (probe_id := await self._begin(None)) is not None:
             await self._run(probe_id)
         await self.measure()
 
     async def probe_now(self, who: str) -> int:
         """Begin a probe whatever was found before; its id. It goes on by itself. Raises GiveUpError while one runs."""
-        if (probe_id := await self._begin(who, None)) is None:
+        if (probe_id := await self._begin(who)) is None:
             raise GiveUpError("this judge is being probed at this moment; `ratchet judge` shows how far it is")
         task = asyncio.create_task(self._run(probe_id))
         self.running.add(task)  # or the loop might forget it
@@ -143,11 +152,14 @@ class Prober:
         WITHHELD.labels(of.judge).set(0 if await self.store.trusted(of) else 1)
         GROUPS_WITHHELD.set(await self.store.withheld(of.endpoint))
 
-    async def _begin(self, asked_by: str, when: Due | None) -> int | None:
-        cases = len(self.suite.cases)
-        return await self.store.begin(
-            self.subject.identity, self.suite.version, cases, self.pass_mark, asked_by, when
-        )
+    async def _begin(self, by_hand: str | None) -> int | None:
+        suite, cases = self.suite.version, len(self.suite.cases)
+        return await self.store.begin(self.subject.identity, suite, cases, self.pass_mark, self.when, by_hand)
+
+    async def _heartbeat(self, probe_id: int) -> None:
+        while True:
+            await asyncio.sleep(self.when.lost.total_seconds() / 3)
+            await self.store.lives(probe_id)
 
     async def _run(self, probe_id: int) -> None:
         ledger = ProbeLedger(self.budget)
@@ -160,7 +172,11 @@ class Prober:
                 results.append(await self._case(judge, case, probe_id))
                 await self.store.note(probe_id, results, None, ledger.spent)
 
-        await asyncio.gather(*(one(case) for case in self.suite.cases))
+        heart = asyncio.create_task(self._heartbeat(probe_id))
+        try:
+            await asyncio.gather(*(one(case) for case in self.suite.cases))
+        finally:
+            heart.cancel()
         found = verdict(results, self.pass_mark)
         await self.store.note(probe_id, results, found, ledger.spent)
         passed = sum(case.state == "passed" for case in results)
@@ -178,14 +194,11 @@ class Prober:
             starts_at=STARTS,
             ends_at=ENDS,
             attempts=1,
-            members=members(case),
+            members={key: case.attempts[name].status for name, key in case.keys().items()},
+            rubric=self.subject.identity.rubric,
         )
         try:
             ruling = await judge.judge(asked)
         except (JudgeFailedError, JudgeWaitsError) as error:
             return CaseResult(case.name, "unanswered", fault=str(error))
         return result(case, {key: opinion.score for key, opinion in ruling.opinions.items()})
-
-
-def members(case: ProbeCase) -> Mapping[RunKey, str]:
-    return {key: case.attempts[name].status for name, key in case.keys().items()}

@@ -60,6 +60,7 @@ class Rules:
     rounds: int = 6  # times that a failed group is taken up
     lease_s: float = 60.0
     disagreement_max: float = 0.25
+    endpoint: str | None = None  # of our own judge: only what a judge is trusted with is announced; None asks for none
 
 
 class Scorer:
@@ -200,7 +201,7 @@ class Scorer:
     # announcing -----------------------------------------------------------------------------------
     async def announce(self, group_id: str | None = None) -> None:
         """Publish ``group.scored`` for one group or all that have a state and were not announced."""
-        for event in await self.store.unannounced(group_id):
+        for event in await self.store.unannounced(group_id, self.rules.endpoint):
             await self.outbox.announce(event)
             await self.store.set_announced(event.group_id, event.revision)
 

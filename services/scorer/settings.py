@@ -42,6 +42,12 @@ class ScorerSettings(Settings):
     judge_drift_max: float = Field(
         0.2, gt=0, le=2, description="how far tau may fall below that of the windows before, until an alert says so"
     )
+    judge_probe_every_s: float = Field(
+        86_400.0, gt=0, description="how long the verdict of a probe holds before the judge is probed again"
+    )
+    judge_probe_pass_mark: float = Field(
+        0.9, gt=0, le=1, description="share of the planted cases that a judge must pass to be trusted"
+    )
     group_max: int = Field(8, ge=2, le=8, description="members of a group at most; larger sets are split")
     group_target: int = Field(
         0, ge=0, description="runs of a policy in a window over which some are dropped at random; 0 drops none"

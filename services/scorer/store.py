@@ -9,6 +9,7 @@ from services.scorer.domain import Checks, Group, Run
 from services.scorer.evidence_store import EvidenceStore
 from services.scorer.judge import Case, Look
 from services.scorer.looks_store import keep_looks
+from services.scorer.probe_store import TRUSTED
 from shared.database import Connection
 from shared.events import GroupScored, MemberScore
 from shared.trajectories import RunKey
@@ -236,17 +237,22 @@ class ScorerStore(EvidenceStore):
         return len(rows)
 
     # announcing ---------------------------------------------------------------------------------
-    async def unannounced(self, group_id: str | None = None) -> list[GroupScored]:
-        """Groups with a state that nobody was told of, with the scores of their newest judgment."""
+    async def unannounced(self, group_id: str | None = None, endpoint: str | None = None) -> list[GroupScored]:
+        """Groups with a state that nobody was told of, with the scores of their newest judgment.
+
+        With our own ``endpoint``, without those whose judge is not trusted.
+        """
         rows = await self.pool.fetch(
-            """select g.group_id, g.policy, g.window_id, g.scenario_id, g.revision, g.judge, g.state, g.homogeneous,
+            f"""select g.group_id, g.policy, g.window_id, g.scenario_id, g.revision, g.judge, g.state, g.homogeneous,
                       g.spread, coalesce(jsonb_agg(jsonb_build_object('agent_id', j.agent_id, 'trajectory_id',
                           j.trajectory_id, 'score', j.score, 'rank', j.rank) order by j.agent_id, j.trajectory_id)
                           filter (where j.agent_id is not null), '[]') as scores
                  from groups g left join judgments j using (group_id, revision)
                 where g.judged_at is not null and g.announced_at is null and ($1::text is null or g.group_id = $1)
-                group by g.group_id order by g.judged_at limit 1000""",
+                  and ($2::text is null or {TRUSTED})
+                group by g.group_id order by g.judged_at limit 1000""",  # noqa: S608  # a literal of our own
             group_id,
+            endpoint,
         )
         return [
             GroupScored(**{**dict(row), "scores": [MemberScore(**score) for score in row["scores"]]}) for row in rows
