@@ -13,7 +13,7 @@ from typing import Any
 
 import typer
 
-from services.cli import admitting, change, dead, doctor, launch, observe, transfer
+from services.cli import admitting, change, dead, doctor, judging, launch, observe, transfer
 from shared.errors import RatchetError, RetryLaterError
 
 WRONG_INPUT, BUG, TRY_LATER, INTERRUPTED = 2, 70, 75, 130
@@ -58,6 +58,7 @@ app.command()(change.train)
 app.command()(change.deploy)
 app.command()(change.rollback)
 app.command()(doctor.doctor)
+app.add_typer(judging.judge, name="judge")
 app.add_typer(letters, name="dead")
 letters.callback(invoke_without_command=True)(dead.dead)
 letters.command()(dead.show)

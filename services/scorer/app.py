@@ -12,9 +12,9 @@ from services.scorer.judge import Judge
 from services.scorer.judge_outcome import OutcomeJudge
 from services.scorer.ledger_store import LedgerStore
 from services.scorer.looks_store import CalibrationStore
-from services.scorer.probe_domain import When
+from services.scorer.probe_domain import When, address
 from services.scorer.probe_store import Identity, ProbeStore
-from services.scorer.probes import PlantedEvidence, ProbeLedger, Prober, Subject, address
+from services.scorer.probes import PlantedEvidence, ProbeLedger, Prober, Subject
 from services.scorer.rubrics import book
 from services.scorer.service import Rules, Scorer
 from services.scorer.settings import ScorerSettings

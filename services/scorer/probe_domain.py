@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from ratchet_sdk.events import Action, LlmCall, Model, Step, TrajectoryEnded, TrajectoryStarted
@@ -185,3 +186,13 @@ def due(newest: Probed | None, suite: str, now: datetime, when: When, *, by_hand
     if newest.state == "unfinished":
         return by_hand or age >= when.again
     return by_hand or newest.suite != suite or age >= when.every
+
+
+# whom ------------------------------------------------------------------------------------------------
+def address(base_url: str) -> str:
+    """An endpoint's URL as it may be stored and shown: without user, password and query."""
+    if not base_url:
+        return ""
+    parts = urlsplit(base_url)
+    host = f"{parts.hostname}:{parts.port}" if parts.port else str(parts.hostname)
+    return f"{parts.scheme}://{host}{parts.path.rstrip('/')}"

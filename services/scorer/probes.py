@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from importlib import resources
 from typing import Protocol
-from urllib.parse import urlsplit
 
 import yaml
 from prometheus_client import Gauge
@@ -95,15 +94,6 @@ class ProbeLedger:
         was = self.spent
         self.spent = Spent(was.calls + 1, was.prompt_tokens + prompt_tokens, was.completion_tokens + completion_tokens)
         await self.budget.settle(day, reserved, prompt_tokens, completion_tokens, cost_usd)
-
-
-def address(base_url: str) -> str:
-    """An endpoint's URL as it may be stored and shown: without user, password and query."""
-    if not base_url:
-        return ""
-    parts = urlsplit(base_url)
-    host = f"{parts.hostname}:{parts.port}" if parts.port else str(parts.hostname)
-    return f"{parts.scheme}://{host}{parts.path.rstrip('/')}"
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,25 @@ Source: OpenAI's ``chat.completion.chunk`` and the event stream format (WHATWG H
 
 from __future__ import annotations
 
-import json
 from typing import Any
+
+from pydantic import BaseModel, Field
+
+
+class _Delta(BaseModel):
+    content: str | None = None
+
+
+class _Choice(BaseModel):
+    index: int = 0
+    delta: _Delta = Field(default_factory=_Delta)
+    finish_reason: str | None = None
+
+
+class _Chunk(BaseModel):
+    choices: list[_Choice] = Field(default_factory=list)
+    usage: dict[str, Any] | None = None
+    error: Any = None
 
 
 def joined(content: bytes) -> dict[str, Any]:
@@ -14,27 +31,19 @@ def joined(content: bytes) -> dict[str, Any]:
     text: list[str] = []
     finish_reason: str | None = None
     usage: dict[str, Any] | None = None
-    for chunk in _chunks(content):
-        if chunk.get("error"):
+    for line in content.decode("utf-8", "replace").split("\n"):
+        data = line.removeprefix("data:").strip()
+        if not line.startswith("data:") or data == "[DONE]":
+            continue
+        chunk = _Chunk.model_validate_json(data)
+        if chunk.error is not None:
             raise ValueError("the stream broke off with an error")
-        usage = chunk.get("usage") or usage
-        for choice in chunk.get("choices") or []:
-            if choice.get("index", 0) == 0:
-                text.append((choice.get("delta") or {}).get("content") or "")
-                finish_reason = choice.get("finish_reason") or finish_reason
+        usage = chunk.usage or usage
+        for choice in chunk.choices:
+            if choice.index == 0:
+                text.append(choice.delta.content or "")
+                finish_reason = choice.finish_reason or finish_reason
     if finish_reason is None:
         raise ValueError("the stream broke off before its end")
     message = {"role": "assistant", "content": "".join(text)}
     return {"choices": [{"index": 0, "message": message, "finish_reason": finish_reason}], "usage": usage}
-
-
-def _chunks(content: bytes) -> list[dict[str, Any]]:
-    found = []
-    for line in content.decode("utf-8", "replace").split("\n"):
-        data = line.removeprefix("data:").strip()
-        if line.startswith("data:") and data != "[DONE]":
-            chunk = json.loads(data)
-            if not isinstance(chunk, dict):
-                raise ValueError("an event of the stream is no JSON object")
-            found.append(chunk)
-    return found

@@ -19,13 +19,14 @@ from services.scorer.probe_domain import (
     Probed,
     Suite,
     When,
+    address,
     due,
     expectation,
     result,
     trajectory,
     verdict,
 )
-from services.scorer.probes import address, planted
+from services.scorer.probes import planted
 from tests.scorer.sane import worth
 
 SUITE = planted()
