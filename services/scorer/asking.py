@@ -44,7 +44,7 @@ class Ledger(Protocol):
     async def release(self, content_sha256: bytes) -> None: ...
     async def reserve(self, tokens: int, budget: int) -> date | None: ...
     async def settle(
-        self, day: date, reserved: int, prompt_tokens: int, completion_tokens: int, cost_usd: float
+        self, day: date | None, reserved: int, prompt_tokens: int, completion_tokens: int, cost_usd: float
     ) -> None: ...
 
 
@@ -82,9 +82,6 @@ class Asker:
             pause_s = min(LOOK_AGAIN_S, pause_s * 2)
         kept = False
         try:
-            # It may have been answered, and its claim given back, after we had looked.
-            if (known := await self._remembered(self.ledger, sha256, question, runs)) is not None:
-                return known
             reply, opinions = await self._paid(question)
             await self.ledger.keep(sha256, judge, model, reply, runs)
             kept = True
@@ -132,6 +129,7 @@ class Asker:
         """One call within the day's budget; whatever it took is counted, also where it gave nothing."""
         at_most = question.tokens_at_most()
         day = await self._reserve(at_most)
+        reserved = at_most if day else 0
         used = Usage(at_most, 0)  # of a call that is cancelled or lost: as much as was set aside
         try:
             answer = await self.ask(question)
@@ -141,28 +139,28 @@ class Asker:
             used = error.usage or used
             raise
         finally:
-            if self.ledger is not None and day is not None:
-                await self._settle(self.ledger, day, at_most, used, len(question.ids))
+            if self.ledger is not None:
+                await self.ledger.settle(day, reserved, *self._spent(used, at_most, len(question.ids)))
 
     async def _reserve(self, tokens: int) -> date | None:
-        if self.ledger is None:
-            return None
         budget = self.settings.judge_tokens_per_day
+        if self.ledger is None or budget == 0:
+            return None
         day = await self.ledger.reserve(tokens, budget)
         if day is None:
             raise JudgeWaitsError(BUDGET, f"the day's {budget} tokens are spent or would be by {tokens} more")
         return day
 
-    async def _settle(self, ledger: Ledger, day: date, reserved: int, used: Usage, attempts: int) -> None:
-        """What the endpoint does not tell is counted at the most it may have been."""
+    def _spent(self, used: Usage, at_most: int, attempts: int) -> tuple[int, int, float]:
+        """Tokens of prompt and answer, and USD. What the endpoint does not tell is counted at the most it may be."""
         answer_at_most = attempts * REPLY_TOKENS_PER_ATTEMPT
-        prompt = reserved - answer_at_most if used.prompt_tokens is None else used.prompt_tokens
+        prompt = at_most - answer_at_most if used.prompt_tokens is None else used.prompt_tokens
         completion = answer_at_most if used.completion_tokens is None else used.completion_tokens
         TOKENS.labels("prompt").inc(prompt)
         TOKENS.labels("completion").inc(completion)
         cost_usd = self._cost(Usage(prompt, completion)) or 0.0
         COST.inc(cost_usd)
-        await ledger.settle(day, reserved, prompt, completion, cost_usd)
+        return prompt, completion, cost_usd
 
     def _cost(self, usage: Usage) -> float | None:
         """In USD; None where no price is set or the endpoint told no tokens."""

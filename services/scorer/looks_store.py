@@ -15,51 +15,67 @@ async def keep_looks(
     connection: Connection, case: Case, judge: str, model: str | None, rubric: str, looks: Sequence[Look]
 ) -> None:
     """Write the looks of a judgment and what each said of each member. Twice is once."""
-    for look in looks:
-        await connection.execute(
-            """insert into looks (group_id, revision, look, hindsight, judge, model, rubric, content_sha256,
-                                  hindsight_sha256, prompt_tokens, completion_tokens, cost_usd, latency_ms, remembered)
-               values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14) on conflict do nothing""",
-            case.group_id,
-            case.revision,
-            look.number,
-            look.hindsight,
-            judge,
-            model,
-            rubric,
-            look.content_sha256,
-            look.hindsight_sha256,
-            look.prompt_tokens,
-            look.completion_tokens,
-            look.cost_usd,
-            look.latency_ms,
-            look.remembered,
-        )
-        await connection.executemany(
-            """insert into look_scores (group_id, revision, look, hindsight, agent_id, trajectory_id, place, score,
-                                        rank, explanation, strengths, weaknesses)
-               values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12) on conflict do nothing""",
-            list(_rows(case, look)),
-        )
+    if not looks:
+        return
+    await connection.execute(
+        """insert into looks (group_id, revision, judge, model, rubric, look, hindsight, content_sha256,
+                              hindsight_sha256, prompt_tokens, completion_tokens, cost_usd, latency_ms, remembered)
+           select $1, $2, $3, $4, $5, look, hindsight, decode(content, 'hex'), decode(known, 'hex'), prompt_tokens,
+                  completion_tokens, cost_usd, latency_ms, remembered
+             from jsonb_to_recordset($6) as l (look integer, hindsight boolean, content text, known text,
+                  prompt_tokens integer, completion_tokens integer, cost_usd float8, latency_ms float8,
+                  remembered boolean)
+           on conflict do nothing""",
+        case.group_id,
+        case.revision,
+        judge,
+        model,
+        rubric,
+        [_look_row(look) for look in looks],
+    )
+    await connection.execute(
+        """insert into look_scores (group_id, revision, look, hindsight, agent_id, trajectory_id, place, score, rank,
+                                    explanation, strengths, weaknesses)
+           select $1, $2, s.*
+             from jsonb_to_recordset($3) as s (look integer, hindsight boolean, agent_id text, trajectory_id text,
+                  place integer, score float8, rank integer, explanation text, strengths text[], weaknesses text[])
+           on conflict do nothing""",
+        case.group_id,
+        case.revision,
+        [row for look in looks for row in _score_rows(look)],
+    )
 
 
-def _rows(case: Case, look: Look) -> list[tuple[Any, ...]]:
+def _look_row(look: Look) -> dict[str, Any]:
+    return {
+        "look": look.number,
+        "hindsight": look.hindsight,
+        "content": look.content_sha256.hex(),
+        "known": look.hindsight_sha256.hex() if look.hindsight_sha256 else None,
+        "prompt_tokens": look.prompt_tokens,
+        "completion_tokens": look.completion_tokens,
+        "cost_usd": look.cost_usd,
+        "latency_ms": look.latency_ms,
+        "remembered": look.remembered,
+    }
+
+
+def _score_rows(look: Look) -> list[dict[str, Any]]:
     scores = [opinion.score for opinion in look.opinions.values()]
     return [
-        (
-            case.group_id,
-            case.revision,
-            look.number,
-            look.hindsight,
-            *key,
-            look.places[key],
-            opinion.score,
-            1 + sum(score > opinion.score for score in scores),
-            opinion.explanation,
-            list(opinion.strengths),
-            list(opinion.weaknesses),
-        )
-        for key, opinion in look.opinions.items()
+        {
+            "look": look.number,
+            "hindsight": look.hindsight,
+            "agent_id": agent_id,
+            "trajectory_id": trajectory_id,
+            "place": look.places[agent_id, trajectory_id],
+            "score": opinion.score,
+            "rank": 1 + sum(score > opinion.score for score in scores),
+            "explanation": opinion.explanation,
+            "strengths": opinion.strengths,
+            "weaknesses": opinion.weaknesses,
+        }
+        for (agent_id, trajectory_id), opinion in look.opinions.items()
     ]
 
 

@@ -55,7 +55,7 @@ create index look_scores_run on look_scores (agent_id, trajectory_id);
 alter table judge_cache add column cost_usd double precision;
 
 create table if not exists judge_cache_runs (                 -- which runs a remembered answer is about
-    content_sha256 bytea not null,
+    content_sha256 bytea not null references judge_cache on delete cascade,
     agent_id       text not null,
     trajectory_id  text not null,
     primary key (content_sha256, agent_id, trajectory_id)
@@ -76,6 +76,11 @@ create table judge_spend (                                    -- by UTC day; wha
     cost_usd          double precision not null default 0,
     reserved_tokens   bigint not null default 0               -- of calls that have not ended, at the most they may take
 );
+
+-- Statistics keep samples of a column's values: no text about a run is to stay in them when the run is forgotten.
+alter table look_scores alter column explanation set statistics 0;
+alter table look_scores alter column strengths set statistics 0;
+alter table look_scores alter column weaknesses set statistics 0;
 
 -- Everything that is known of one member in one look, the raw reply with it.
 create view judgment_looks as
