@@ -36,6 +36,8 @@ from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
 from bench.ingest import TEXT, cpu_s, pid_of
 from services.cli.embedded import NatsServer, PostgresServer, free_port
+from services.scorer.probe_domain import address
+from services.scorer.probes import planted
 from services.scorer.settings import ScorerSettings
 from shared import database
 from shared.bus import Bus
@@ -47,6 +49,7 @@ LATENCY_MS = 200.0
 ART = ("openpipe-art==0.5.18", "openai>=2.14,<3")
 ART_HOME = Path(".ratchet/bench/art")
 SINCE = datetime(2026, 1, 1, tzinfo=UTC)
+BOUGHT = Action(type="buy", success=True, result="done")
 SYSTEM = {"role": "system", "content": f"You trade in a market. {TEXT}"}
 
 
@@ -69,7 +72,7 @@ def events_of(started_at: datetime, group: int, member: int) -> list[TrajectoryS
     )
     return [
         TrajectoryStarted(**head, goal="make money", model=Model(name="default")),
-        Step(**head, step=0, environment={"prices": {"iron": 10}}, llm_calls=[call], action=Action(type="buy")),
+        Step(**head, step=0, environment={"prices": {"iron": 10}}, llm_calls=[call], action=BOUGHT),
         TrajectoryEnded(**head, status="completed", step_count=1),
     ]
 
@@ -101,11 +104,14 @@ class Load:
         return range(self.number * 1_000_000, self.number * 1_000_000 + self.groups)
 
     async def write(self, pool: database.Pool) -> None:
-        runs, calls, bodies = [], [], []
+        runs, steps, calls, bodies = [], [], [], []
         for group in self.numbers():
             for member in range(self.members):
                 agent, run = f"agent-{member}", f"run-{group}"
-                runs.append((agent, run, "default", self.window_id, f"s{group}", self.starts_at, True, "completed", 1))
+                runs.append(
+                    (agent, run, "default", self.window_id, f"s{group}", self.starts_at, True, "completed", 1, 1)
+                )
+                steps.append((agent, run, 0, uuid7(), self.starts_at, "buy", True, True))
                 calls.append((agent, run, f"c-{group}", 0, uuid7(), True, self.starts_at))
                 for place, event in enumerate(events_of(self.starts_at, group, member)):
                     sent = event.model_dump_json(by_alias=True, exclude_none=True).encode()
@@ -125,8 +131,10 @@ class Load:
                    values ($1, 1, 1, 'settled', '{"prices": {"iron": {"first": 10, "last": 12}}}', now(), now())""",
                 self.window_id,
             )
-            columns = "agent_id trajectory_id policy window_id scenario_id started_at started status first_sequence"
+            columns = "agent_id trajectory_id policy window_id scenario_id started_at started status step_count first_sequence"
             await connection.copy_records_to_table("trajectories", records=runs, columns=columns.split())
+            columns = "agent_id trajectory_id step event_id occurred_at action_type success answered"
+            await connection.copy_records_to_table("steps", records=steps, columns=columns.split())
             columns = "agent_id trajectory_id call_id step event_id recorded occurred_at"
             await connection.copy_records_to_table("llm_calls", records=calls, columns=columns.split())
             columns = "day agent_id event_id trajectory_id kind sequence sha256 size_bytes body"
@@ -195,6 +203,7 @@ async def staged(home: Path) -> AsyncIterator[tuple[Stage, database.Pool, Bus]]:
                     "judge_model": "m",
                     "judge_concurrency": str(CONCURRENCY),
                 }
+                await trust(pool, base_url)
                 with process("services.scorer", log=home / "scorer.log", **settings) as scorer:
                     stage = Stage(home)
                     servers = {"nats": pid_of(nats), "postgres": pid_of(postgres)}
@@ -206,6 +215,19 @@ async def staged(home: Path) -> AsyncIterator[tuple[Stage, database.Pool, Bus]]:
         await bus.close()
         postgres.stop()
         nats.stop()
+
+
+async def trust(pool: database.Pool, base_url: str) -> None:
+    """A probe that has passed: no judge that is right about the planted cases is needed to measure how fast it is."""
+    suite = planted()
+    await pool.execute(
+        """insert into judge_probes (judge, model, rubric, endpoint, suite, asked_by, state, pass_mark, cases, passed,
+                                     finished_at)
+           values ('ruler', 'm', 'ratchet/1', $1, $2, 'bench', 'passed', 0.9, $3, $3, now())""",
+        address(base_url),
+        suite.version,
+        len(suite.cases),
+    )
 
 
 async def judged(stage: Stage, pool: database.Pool, bus: Bus, load: Load) -> dict[str, Any]:

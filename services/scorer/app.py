@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -78,6 +79,8 @@ def probing(bus: Bus, settings: ScorerSettings, prober: Prober, scheduled: bool)
 async def main() -> None:
     settings = load(ScorerSettings)
     configure_logging(NAME, settings.log_level)
+    gc.freeze()  # as in the recorder: events are trees, and looking for circles in them finds none
+    gc.set_threshold(100_000, 20, 100)
     url = settings.database_url.get_secret_value()
     async with database.pool(url, pool_size=settings.database_pool, application=NAME) as pool:
         store, ledger = ScorerStore(pool), LedgerStore(pool, lease_s=settings.judge_lease_s)

@@ -133,19 +133,17 @@ class ProbeStore:
         """Judged groups that are not announced because their judge is not trusted."""
         count: int = await self.pool.fetchval(
             f"""select count(*) from groups g
-                 where g.judged_at is not null and g.announced_at is null and $1::text is null
-                   and not {TRUSTED}""",  # noqa: S608  # a literal of our own
-            None,
+                 where g.judged_at is not null and g.announced_at is null and not {TRUSTED}""",  # noqa: S608
             own_endpoint,
         )
         return count
 
 
-# Of a group ``g``, $2 our own endpoint: whether its judgment may be announced. A judge without a model is not probed.
+# Of a group ``g``, $1 our own endpoint: whether its judgment may be announced. A judge without a model is not probed.
 # A rubric that was not probed itself goes by the verdict on its model, and so does what an earlier endpoint judged.
 TRUSTED = """coalesce((
     select coalesce((select s.trusted from judge_standing s
                       where s.judge = j.judge and s.model = j.model
-                      order by s.rubric = j.rubric desc, s.endpoint = $2 desc, s.finished_at desc limit 1), false)
+                      order by s.rubric = j.rubric desc, s.endpoint = $1 desc, s.finished_at desc limit 1), false)
       from judgments j
      where j.group_id = g.group_id and j.revision = g.revision and j.model is not null limit 1), true)"""

@@ -21,7 +21,7 @@ class ScorerSettings(Settings):
     judge_timeout_s: float = Field(90.0, gt=0, description="how long one answer of the judge may take")
     judge_attempts: int = Field(4, ge=1, le=20, description="times one question is asked before it has failed")
     judge_rounds: int = Field(6, ge=1, description="times a failed group is taken up again before it is left alone")
-    judge_concurrency: int = Field(8, ge=1, le=256, description="groups that one scorer judges at the same time")
+    judge_concurrency: int = Field(8, ge=1, le=256, description="calls that one scorer makes at the same time")
     judge_lease_s: float = Field(60.0, gt=0, description="without a heartbeat for this long, another scorer takes over")
     judge_context_tokens: int = Field(
         100_000, ge=4_000, description="question and answer together, as a generous count; longer runs are cut"
