@@ -131,7 +131,8 @@ class Load:
                    values ($1, 1, 1, 'settled', '{"prices": {"iron": {"first": 10, "last": 12}}}', now(), now())""",
                 self.window_id,
             )
-            columns = "agent_id trajectory_id policy window_id scenario_id started_at started status step_count first_sequence"
+            columns = "agent_id trajectory_id policy window_id scenario_id started_at started status step_count"
+            columns += " first_sequence"
             await connection.copy_records_to_table("trajectories", records=runs, columns=columns.split())
             columns = "agent_id trajectory_id step event_id occurred_at action_type success answered"
             await connection.copy_records_to_table("steps", records=steps, columns=columns.split())
