@@ -148,7 +148,9 @@ async def test_its_groups_are_read_back_by_art(
     played: tuple[Path, dict[str, Any]], database: psycopg.Connection[dict[str, Any]], tmp_path: Path
 ) -> None:
     """With the token ids and logprobs that the gateway recorded."""
-    async with pool_of(PostgresServer(played[0] / "postgres").url) as pool:
+    server = PostgresServer(played[0] / "postgres")
+    server.port = database.info.port
+    async with pool_of(server.url) as pool:
         counted = await assert_art_reads_back(pool, tmp_path / "groups.jsonl", ("scored", "tie"))
     judged = database.execute("select count(*) as n from judgments").fetchall()
     assert counted["runs"] == counted["choices"] == judged[0]["n"] > 300
