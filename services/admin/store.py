@@ -46,7 +46,7 @@ class Store:
         return await self._all(
             f"""select w.window_id, w.starts_at, w.ends_at, w.length_s, w.state, w.revision, w.quality, w.closed_at,
                       t.agents, t.trajectories, t.open, t.late, t.rewarded,
-                      g.groups, g.scored, g.ties, g.small, g.failed, g.pending,
+                      g.groups, g.scored, g.ties, g.small, g.disputed, g.failed, g.pending,
                       s.state as settlement, coalesce(s.outcomes, 0) as outcomes,
                       coalesce(s.missing, array[]::text[]) as missing
                  from (select * from windows {which} order by starts_at desc, length_s limit $1) w
@@ -64,6 +64,7 @@ class Store:
                              count(*) filter (where state = 'scored') as scored,
                              count(*) filter (where state = 'tie') as ties,
                              count(*) filter (where state = 'small') as small,
+                             count(*) filter (where state = 'disputed') as disputed,
                              count(*) filter (where state = 'failed') as failed,
                              count(*) filter (where state = 'pending') as pending
                         from groups where window_id = w.window_id) g

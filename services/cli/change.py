@@ -40,6 +40,27 @@ def train(
         raise typer.Exit(1)
 
 
+def rescore(
+    window: Annotated[str, typer.Argument(help="As `ratchet windows` lists it.")],
+    judge: Annotated[str | None, typer.Option("--judge", help="outcome or ruler; the scorer's own by default.")] = None,
+    rubric: Annotated[str | None, typer.Option("--rubric", help="Name and version, for instance ratchet/1.")] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Until every group has its new judgment, or failed.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Judge a window's groups anew. Older judgments stay, and what was trained on is not trained on again."""
+    from services.cli import session
+    from services.cli.rescoring import until_judged
+
+    if judge is not None and judge not in ("outcome", "ruler"):
+        raise ConfigurationError(f"--judge {judge[:80]!r} is not known; choose outcome or ruler")
+    reply = _command("scorer", "rescore", {"window_id": window, "judge": judge, "rubric": rubric})
+    if wait:
+        reply |= session.run(until_judged(window))
+    _say(reply, as_json)
+    if reply.get("failed"):
+        raise typer.Exit(1)
+
+
 def deploy(
     policy: Annotated[str, typer.Argument(help="The line of models.")],
     version: Version,

@@ -103,6 +103,19 @@ async def window_exists(pool: Pool, window_id: str) -> bool:
     return bool(await pool.fetchval("select exists (select from windows where window_id = $1)", window_id))
 
 
+async def judging(pool: Pool, window_id: str) -> Row:
+    """Of a window's groups: how many have the judgment that is wanted, how many failed at it, how many wait."""
+    row = await pool.fetchrow(
+        """select count(*) filter (where not wanted) as judged,
+                  count(*) filter (where wanted and failure is not null) as failed,
+                  count(*) filter (where wanted and failure is null) as waiting
+             from groups where window_id = $1 and state <> 'small'""",
+        window_id,
+    )
+    assert row is not None
+    return dict(row)
+
+
 # doctor -------------------------------------------------------------------------------------------
 async def server(pool: Pool) -> Row:
     """What the server says of itself."""

@@ -201,6 +201,7 @@ class Answered:
     reply: dict[str, Any]
     latency_ms: float
     incomplete: bool = False
+    broken_off: bool = False  # by the model's server, and not by a client that left
 
     @property
     def fallback(self) -> bool:
@@ -222,6 +223,8 @@ def recorded(asked: Asked, run: Run, answered: Answered, prompt: Prompt, now: da
         extra |= {"assigned_version": answered.route.assigned, "fallback": True}
     if answered.incomplete:
         extra["incomplete"] = True
+    if answered.broken_off:
+        extra["broken_off"] = True
     body, reply = asked.body, answered.reply
     limit = body.get("max_completion_tokens")
     call = LlmCall(

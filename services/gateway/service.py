@@ -120,9 +120,9 @@ class _Taken(Generic[Got]):
     got: Got
     began: float
 
-    def answered(self, reply: dict[str, Any], *, incomplete: bool = False) -> Answered:
+    def answered(self, reply: dict[str, Any], *, incomplete: bool = False, broken_off: bool = False) -> Answered:
         latency_ms = (time.perf_counter() - self.began) * 1000
-        return Answered(self.call_id, self.route, self.version, reply, latency_ms, incomplete)
+        return Answered(self.call_id, self.route, self.version, reply, latency_ms, incomplete, broken_off)
 
     @property
     def headers(self) -> dict[str, str]:
@@ -187,7 +187,7 @@ class Gateway:
     async def _events(self, asked: Asked, taken: _Taken[Opened]) -> AsyncIterator[bytes]:
         assembly = Assembly()
         wants_usage = bool((asked.body.get("stream_options") or {}).get("include_usage"))
-        settled = False
+        settled = broken_off = False
         try:
             async for chunk in taken.got.chunks:
                 assembly.add(chunk)
@@ -198,13 +198,15 @@ class Gateway:
             self._count(asked, answered)
             yield b"data: [DONE]\n\n"
         except BrokenOffError as error:
+            broken_off = True
             logger().warning("stream_broken", policy=asked.policy, version=taken.version, reason=str(error))
             self._count_failure(asked, taken.route)
             message = "the model's server broke off; what came is not the whole reply"
             yield _event({"error": {"message": message, "type": "server_error", "param": None, "code": "broken_off"}})
         finally:
             if not settled and assembly.started:  # broken off, or the client left: it acted on what it had
-                self._soon(self._record(asked, taken.answered(assembly.reply(), incomplete=True)))
+                record = taken.answered(assembly.reply(), incomplete=True, broken_off=broken_off)
+                self._soon(self._record(asked, record))
 
     def _soon(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)

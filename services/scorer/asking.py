@@ -83,6 +83,9 @@ class Asker:
             pause_s = min(LOOK_AGAIN_S, pause_s * 2)
         kept = False
         try:
+            # Answered, and the claim given back, between our look and our claim: one statement could not see both.
+            if (known := await self._remembered(self.ledger, sha256, question, runs)) is not None:
+                return known
             reply, opinions = await self._paid(question)
             await self.ledger.keep(sha256, judge, model, reply, runs)
             kept = True

@@ -66,12 +66,11 @@ class LedgerStore:
 
     # who asks now -----------------------------------------------------------------------------------
     async def claim(self, content_sha256: bytes) -> bool:
-        """Be the one that asks a question; False while somebody else is, or where it has been answered meanwhile."""
+        """Be the one that asks a question; False while somebody else is."""
         held = await self.pool.fetchval(
             f"""{NOT_SYNCED}
                insert into judge_claims as c (content_sha256, holder, held_until)
                select $1, $2, now() + make_interval(secs => $3) from quick
-                where not exists (select from judge_cache where content_sha256 = $1)
                on conflict (content_sha256) do update set holder = $2, held_until = excluded.held_until
                 where c.held_until <= now()
                returning true""",  # noqa: S608  # a literal of our own

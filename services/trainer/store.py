@@ -128,8 +128,9 @@ class Store:
     ) -> bool:
         """Keep a batch and its members, unless another trainer was faster or the line has moved on.
 
-        Everything that the plan rested on is looked at again under a lock of the policy: the parent, the gate, and
-        that no batch holds any of the groups. The batch is kept without a lease; whoever calls ``take`` first gets it.
+        Everything that the plan rested on is looked at again under a lock of the policy: the parent, the gate, that
+        no batch holds any of the groups, and that none was judged anew. The batch is kept without a lease; whoever
+        calls ``take`` first gets it.
         """
         groups = sorted({entry.group_id for entry in entries})
         trained = sum(entry.left_out is None for entry in entries)
@@ -141,6 +142,8 @@ class Store:
             if await connection.fetchval(
                 "select exists (select from batch_trajectories where group_id = any($1::text[]))", groups
             ):
+                return False
+            if await self._judged_anew(connection, entries):
                 return False
             await connection.execute(
                 """insert into batches (batch_id, policy, parent_version, method, state, fencing_token, lease_until,
@@ -157,6 +160,18 @@ class Store:
             )
             await self._keep_entries(connection, batch_id, entries)
         return True
+
+    async def _judged_anew(self, connection: Connection, entries: Sequence[Entry]) -> bool:
+        """Whether a group has another judgment by now than the one that the plan rests on."""
+        revisions = {entry.group_id: entry.revision for entry in entries}
+        found: bool = await connection.fetchval(
+            """select exists (select from groups g
+                                join unnest($1::text[], $2::int[]) as e (group_id, revision) using (group_id)
+                               where g.revision <> e.revision or g.state <> 'scored')""",
+            list(revisions),
+            list(revisions.values()),
+        )
+        return found
 
     async def _keep_entries(self, connection: Connection, batch_id: str, entries: Sequence[Entry]) -> None:
         await connection.execute(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import json
 from pathlib import Path
@@ -12,6 +13,7 @@ from pydantic import BaseModel, ConfigDict
 
 from shared.artifacts import DirectoryStore
 from shared.bus import Bus
+from shared.database import Pool
 from shared.errors import GiveUpError
 from tests.cli.conftest import Ratchet
 
@@ -52,6 +54,37 @@ async def test_train_that_finds_too_little_says_what_is_missing(ratchet: Ratchet
     await answering(bus, "trainer", "train", {"batch_id": None, "why_not": ["3 of 8 groups", "1 of 2 agents"]})
     said = await ratchet("train")
     assert (said.code, said.out) == (1, "batch id: -\nwhy not: 3 of 8 groups; 1 of 2 agents\n")
+
+
+async def test_rescore_asks_the_scorer(ratchet: Ratchet, bus: Bus) -> None:
+    arrived = await answering(bus, "scorer", "rescore", {"window_id": "w", "groups": 2})
+    said = await ratchet("rescore", "2026-11-20T10:00", "--judge", "ruler", "--rubric", "art-default/1", "--json")
+    assert said.json == {"window_id": "w", "groups": 2}
+    assert arrived == [{"window_id": "2026-11-20T10:00", "judge": "ruler", "rubric": "art-default/1"}]
+    assert (await ratchet("rescore", "w")).out == "window id: w\ngroups: 2\n"
+    wrong = await ratchet("rescore", "w", "--judge", "me")
+    assert (wrong.code, wrong.err) == (2, "ratchet: --judge 'me' is not known; choose outcome or ruler\n")
+
+
+async def test_rescore_waits_until_each_group_is_judged_or_failed(ratchet: Ratchet, bus: Bus, pool: Pool) -> None:
+    await answering(bus, "scorer", "rescore", {"window_id": "w", "groups": 2})
+    await pool.execute("insert into windows values ('w', now(), now() + interval '1 hour', 3600, 'closed')")
+    for group, state, failure in (("g1", "scored", None), ("g2", "scored", "it said 7"), ("g3", "small", None)):
+        await pool.execute(
+            """insert into groups (group_id, policy, window_id, scenario_id, homogeneous, state, revision, failure,
+                                   wanted_revision)
+               values ($1, 'default', 'w', $1, true, $2, 1, $3, 2)""",
+            group,
+            state,
+            failure,
+        )
+    waiting = asyncio.create_task(ratchet("rescore", "w", "--wait", "--json"))
+    async with asyncio.timeout(20):
+        while not await pool.fetchval("select exists (select from pg_stat_activity where query like '%not wanted%')"):
+            await asyncio.sleep(0.01)
+        await pool.execute("update groups set revision = 2 where group_id = 'g1'")
+        said = await waiting
+    assert (said.code, said.json) == (1, {"window_id": "w", "groups": 2, "judged": 1, "failed": 1})
 
 
 async def test_deploy_asks_the_deployer(ratchet: Ratchet, bus: Bus) -> None:

@@ -284,7 +284,7 @@ async def test_a_stream_that_does_not_end_is_recorded_as_far_as_it_came(house: H
     while not (events := await house.events()):
         await asyncio.sleep(0.02)
     [(_, event, _)] = events
-    assert event.call.model_extra == {"incomplete": True}
+    assert event.call.model_extra == {"incomplete": True, **({"broken_off": True} if how == "cut" else {})}
     assert event.call.response is not None
     assert event.call.response["finish_reason"] == "length"
     assert event.call.response["token_ids"] == ([1, 2] if how == "cut" else [1])

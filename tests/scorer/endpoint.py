@@ -45,6 +45,9 @@ class StandIn:
     script: list[Misbehave] = field(default_factory=list)
     always: Misbehave = plain
     bodies: list[dict[str, Any]] = field(default_factory=list)
+    hold_from: int | None = None  # the answers to this call and later ones wait until it is None
+    answered: int = 0
+    left: int = 0  # calls whose caller went before the answer
 
     async def answer(self, request: Request) -> Response:
         body = await request.json()
@@ -58,6 +61,13 @@ class StandIn:
             }
             for name, text in blocks.items()
         ]
+        number = len(self.bodies)
+        while self.hold_from is not None and number >= self.hold_from:
+            if await request.is_disconnected():
+                self.left += 1
+                return refused(499)
+            await asyncio.sleep(0.01)
+        self.answered += 1
         given = (self.script.pop(0) if self.script else self.always)(scores)
         return given if isinstance(given, Response) else completion(given)
 

@@ -11,10 +11,17 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from ratchet_sdk.events import LlmCall, Step
+from ratchet_sdk.events import LlmCall, Step, TrajectoryEnded
 
 from services.scorer.domain import (
+    Checks,
     Run,
+    Sampling,
+    broken_by_infrastructure,
+    drop_rate,
+    dropped,
+    empty_prompts,
+    failed_checks,
     form_groups,
     group_id,
     partition,
@@ -196,3 +203,132 @@ def test_a_verdict_ranks_from_one_and_knows_a_tie() -> None:
 
 def test_a_failing_judge_is_asked_ever_more_rarely() -> None:
     assert [pause_s(n) for n in (1, 2, 3, 99)] == [30, 60, 120, 3600]
+
+
+def test_a_run_that_timed_out_ranks_last_whatever_was_said_for_it() -> None:
+    a, b, c = (("a", "1"), ("b", "1"), ("c", "1"))
+    found = verdict({a: 0.4, b: 0.9, c: 0.0}, {a: "completed", b: "truncated", c: "failed"})
+    assert (found.scores, found.ranks) == ({a: 0.4, b: 0.0, c: 0.0}, {a: 1, c: 2, b: 3})
+    assert verdict({a: 0.9, b: 0.3}, {a: "truncated", b: "completed"}).state == "scored"
+    both = verdict({a: 0.9, b: 0.3}, {a: "truncated", b: "truncated"})
+    assert (both.scores, both.ranks) == ({a: 0.9, b: 0.3}, {a: 1, b: 2}), "among themselves they are judged"
+
+
+# quality and infrastructure ---------------------------------------------------------------------
+WHOLE = Checks(steps=2, steps_expected=2, without_call=0, unanswered=0)
+
+
+@pytest.mark.parametrize(
+    ("change", "completed", "cut_off"),
+    [
+        ({}, False, False),
+        ({"steps": 0, "steps_expected": 0}, True, False),
+        ({"without_call": 1}, True, False),
+        ({"unanswered": 1}, True, False),
+        ({"steps": 1}, True, True),
+        ({"empty_prompts": 1}, True, True),
+    ],
+)
+def test_quality_checks_are_of_the_record_and_not_of_the_policy(
+    change: dict[str, Any], completed: bool, cut_off: bool
+) -> None:
+    checks = replace(WHOLE, **change)
+    assert bool(failed_checks(checks, "completed")) == completed
+    assert bool(failed_checks(checks, "failed")) == bool(failed_checks(checks, "truncated")) == cut_off
+    reason = reason_left_out(replace(GOOD, checks=checks), by_outcome=False)
+    assert (reason is not None) == completed
+    assert reason is None or reason.startswith("it fails the quality checks: ")
+
+
+def run_of(*changes: Any) -> Any:
+    sent = events("t")
+    for change in changes:
+        change(sent)
+    return assemble("a", "t", [event.model_dump_json(by_alias=True).encode() for event in sent])
+
+
+def ended(status: str, error: str | None = None) -> Any:
+    def change(sent: list[Any]) -> None:
+        sent[2] = TrajectoryEnded.model_validate({**sent[2].model_dump(), "status": status, "error": error})
+
+    return change
+
+
+def broken_off(*calls: str) -> Any:
+    def change(sent: list[Any]) -> None:
+        call = sent[1].llm_calls[0]
+        more = [call.model_copy(update={"call_id": name, "response": None}) for name in calls]
+        sent[1].llm_calls = [LlmCall.model_validate({**call.model_dump(), "broken_off": True}), *more]
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ((), None),
+        ((ended("failed", "ValueError: no such symbol"),), None),
+        ((ended("failed", "InternalServerError: Error code: 502 - neither v2 nor the best"),), "InternalServerError"),
+        ((ended("failed", "APIConnectionError: Connection error."),), "APIConnectionError"),
+        ((ended("failed", "ConnectionResetError: [Errno 104]"),), "ConnectionResetError"),
+        ((ended("failed", "APITimeoutError: Request timed out."),), None),
+        ((ended("failed", "ValueError: it said InternalServerError"),), None),
+        ((ended("completed", "InternalServerError: 502"),), None),
+        ((ended("truncated", "CancelledError: "),), None),
+        ((broken_off(),), "broke off its reply in step 0"),
+        ((broken_off("again"),), None),
+    ],
+)
+def test_what_infrastructure_broke_is_told_from_what_the_policy_did(changes: Any, words: str | None) -> None:
+    found = broken_by_infrastructure(run_of(*changes))
+    assert found is None if words is None else words in (found or "")
+    reason = reason_left_out(replace(GOOD, broken=found), by_outcome=False)
+    assert reason is None if words is None else (reason or "").startswith("infrastructure broke it: ")
+
+
+def test_a_prompt_without_messages_is_empty() -> None:
+    def no_messages(sent: list[Any]) -> None:
+        sent[1].llm_calls[0].messages = []
+
+    assert (empty_prompts(run_of()), empty_prompts(run_of(no_messages))) == (0, 1)
+
+
+# dropping ---------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("total", "target", "max_rate", "rate"),
+    [(100, 0, 0.5, 0), (100, 100, 0.5, 0), (99, 100, 0.5, 0), (120, 100, 0.5, 1 / 6), (1000, 100, 0.3, 0.3)],
+)
+def test_the_rate_is_of_real_counts(total: int, target: int, max_rate: float, rate: float) -> None:
+    sampling = Sampling(target, max_rate)
+    assert drop_rate(total, sampling) == pytest.approx(rate)
+    members = [(f"a{n}", "t") for n in range(total)]
+    gone = dropped(members, sampling, "w")
+    assert len(gone) == int(rate * total + 1e-6)
+    assert gone <= set(members)
+    assert dropped(members[::-1], sampling, "w") == gone
+    if rate > 0:
+        assert dropped(members, replace(sampling, seed=1), "w") != gone
+        assert dropped(members, sampling, "other window") != gone
+
+
+@given(run_sets, st.integers(1, 10), st.floats(0, 0.9), st.randoms(use_true_random=False))
+def test_what_is_dropped_is_whole_runs_with_their_reason(
+    window: list[Run], target: int, max_rate: float, chance: random.Random
+) -> None:
+    sampling = Sampling(target, max_rate, seed=3)
+    groups = form_groups(WINDOW, window, group_max=4, by_outcome=False, sampling=sampling)
+    plain = form_groups(WINDOW, window, group_max=4, by_outcome=False)
+
+    def told(groups: list[Any]) -> dict[RunKey, str | None]:
+        return {member.key: member.left_out for group in groups for member in group.members}
+
+    assert sorted(told(groups)) == sorted(run.key for run in window)
+    policies = {run.key: run.policy for run in window}
+    for policy in set(policies.values()):
+        before = [key for key, reason in told(plain).items() if reason is None and policies[key] == policy]
+        after = [key for key in before if told(groups)[key] is None]
+        assert len(after) >= min(target, len(before))
+        assert all("dropped at random" in (told(groups)[key] or "") for key in set(before) - set(after))
+    arrived = list(window)
+    chance.shuffle(arrived)
+    assert form_groups(WINDOW, arrived, group_max=4, by_outcome=False, sampling=sampling) == groups

@@ -143,3 +143,52 @@ async def test_groups_are_looked_at_newest_first_and_within_the_lookback(store: 
     assert await seen(lookback=2) == ["new0"]
     await claim(store, "b", "new0")
     assert await seen() == ["g0", "g1"]
+
+
+async def judged_anew(pool: Pool, group: str, state: str = "scored") -> None:
+    """What the scorer leaves of a second judgment, in which the order of the members is the other way round."""
+    await pool.execute(
+        """insert into judgments (group_id, revision, agent_id, trajectory_id, judge, rubric, score, rank)
+           select group_id, 2, agent_id, trajectory_id, 'ruler', 'ratchet/1', 1 - score, 1
+             from judgments where group_id = $1 and revision = 1 and $2 <> 'disputed'""",
+        group,
+        state,
+    )
+    await pool.execute(
+        "update groups set revision = 2, wanted_revision = 2, state = $2, judge = 'ruler' where group_id = $1",
+        group,
+        state,
+    )
+
+
+async def test_what_was_trained_on_is_not_trained_on_again_by_a_new_judgment(
+    store: Store, line: World, artifact: Artifact, pool: Pool
+) -> None:
+    await claim(store, "b1", "g0")
+    await store.finish(await taken(store), model(artifact), {}, {})
+    await line.deployment("v1", "rolled_back")
+    await judged_anew(pool, "g0")
+    await judged_anew(pool, "g1")
+    [row] = await store.unused_groups("default", 9)
+    assert tuple(row) == ("g1", 2, True), "one that no batch holds is trained on, by its newest judgment"
+    assert sorted(row["score"] for row in await store.judged(["g1"])) == [0.0, 1.0]
+    newest = [Entry(e.agent_id, e.trajectory_id, e.group_id, 2, e.label, e.advantage, None) for e in entries("g0")]
+    assert not await store.claim("b2", "default", "v0", "grpo", newest, {})
+    [first, second] = await store.members("b1")
+    assert (first["score"], second["score"]) == (1.0, 0.0), "the batch stands on the judgment that it was made of"
+
+
+async def test_a_plan_on_a_judgment_that_is_not_the_newest_is_not_claimed(
+    store: Store, line: World, pool: Pool
+) -> None:
+    await judged_anew(pool, "g0", "disputed")
+    await judged_anew(pool, "g1")
+    assert not await claim(store, "b1", "g0")
+    assert not await claim(store, "b1", "g1")
+    newest = [Entry(e.agent_id, e.trajectory_id, e.group_id, 2, e.label, e.advantage, None) for e in entries("g1")]
+    assert await store.claim("b1", "default", "v0", "grpo", newest, {})
+
+
+async def test_a_group_whose_looks_disagree_is_not_trained_on(store: Store, line: World, pool: Pool) -> None:
+    await judged_anew(pool, "g0", "disputed")
+    assert [row["group_id"] for row in await store.unused_groups("default", 9)] == ["g1"]
