@@ -58,7 +58,7 @@ async def examine() -> list[Finding]:
         if pool is not None:
             found += await database(pool)
             if not any(f.part == "migrations" and f.verdict == "fail" for f in found):
-                found += [*await artifacts(pool, settings), await quality(pool)]
+                found += [*await artifacts(pool, settings), await quality(pool), *await probes(pool, settings)]
     found.append(await judge(settings))
     return found
 
@@ -262,6 +262,30 @@ async def judge(settings: CliSettings) -> Finding:
         detail = f"ruler: {url} answered {answer.status_code}; not every server lists its models"
         return Finding("judge", "warn", detail, "check RATCHET_JUDGE_BASE_URL if groups fail")
     return Finding("judge", "ok", f"ruler: {settings.judge_base_url} answers")
+
+
+async def probes(pool: Pool, settings: CliSettings) -> list[Finding]:
+    """What planted cases say of the judge that is configured; one that has no model is not probed."""
+    from services.scorer.probe_domain import address
+    from services.scorer.probe_store import ProbeStore
+
+    if settings.judge != "ruler" or not settings.judge_base_url:
+        return []
+    rows = await ProbeStore(pool).newest("ruler")
+    own = [row for row in rows if row["endpoint"] == address(settings.judge_base_url)]
+    if not own:
+        mend = "start the scorer, which probes it; or `ratchet judge probe`"
+        return [Finding("judge's probe", "warn", "it was never probed: nothing of it is announced", mend)]
+    row = max(own, key=lambda row: row["started_at"])
+    said = f"{row['model']}, {row['rubric']}: {row['state']}, {row['passed']} of {row['cases']} planted cases"
+    if row["released_by"]:
+        return [Finding("judge's probe", "warn", f"{said}; released by {row['released_by']}", "use a better judge")]
+    if row["trusted"]:
+        if row["state"] == "passed":
+            return [Finding("judge's probe", "ok", said)]
+        return [Finding("judge's probe", "warn", f"{said}; an earlier verdict stands", "`ratchet judge` shows both")]
+    mend = "`ratchet judge probe` shows the cases; use a better judge, or `ratchet judge release`"
+    return [Finding("judge's probe", "fail", f"{said}; nothing of it is announced", mend)]
 
 
 async def quality(pool: Pool) -> Finding:

@@ -13,7 +13,18 @@ from typing import Any
 
 import typer
 
-from services.cli import admitting, change, dead, doctor, forgetting, launch, observe, outcomes, transfer
+from services.cli import (
+    admitting,
+    change,
+    dead,
+    doctor,
+    forgetting,
+    judging,
+    launch,
+    observe,
+    outcomes,
+    transfer,
+)
 from shared.errors import RatchetError, RetryLaterError
 
 WRONG_INPUT, BUG, TRY_LATER, INTERRUPTED = 2, 70, 75, 130
@@ -65,6 +76,7 @@ app.add_typer(told, name="outcomes")
 told.callback(invoke_without_command=True)(outcomes.outcomes)
 told.command()(outcomes.show)
 told.command()(outcomes.sync)
+app.add_typer(judging.judge, name="judge")
 app.add_typer(letters, name="dead")
 letters.callback(invoke_without_command=True)(dead.dead)
 letters.command()(dead.show)

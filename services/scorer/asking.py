@@ -65,6 +65,7 @@ class Asker:
         self.settings = settings
         self.ledger = ledger
         self.first_pause_s = first_pause_s
+        self.calls = asyncio.Semaphore(settings.judge_concurrency)
 
     async def __call__(self, judge: str, question: Question, runs: Sequence[RunKey]) -> Asked:
         """The answer to a question about these runs. Raises JudgeFailedError, JudgeWaitsError."""
@@ -74,10 +75,10 @@ class Asker:
         sha256 = question.content_sha256(model, self.settings.judge_temperature)
         pause_s = FIRST_LOOK_AGAIN_S
         while True:
+            if await self.ledger.claim(sha256):  # first: most questions are new, and each round trip costs all others
+                break
             if (known := await self._remembered(self.ledger, sha256, question, runs)) is not None:
                 return known
-            if await self.ledger.claim(sha256):
-                break
             await asyncio.sleep(pause_s)  # another replica asks it just now, or has been killed and its claim ends
             pause_s = min(LOOK_AGAIN_S, pause_s * 2)
         kept = False
@@ -135,7 +136,8 @@ class Asker:
         reserved = at_most if day else 0
         used = Usage(at_most, 0)  # of a call that is cancelled or lost: as much as was set aside
         try:
-            answer = await self.ask(question)
+            async with self.calls:
+                answer = await self.ask(question)
             used = answer.usage
             return answer, _read(answer, question.ids), self._cost(used)
         except AskError as error:

@@ -12,11 +12,14 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
 
+import httpx
 import openai
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
+from services.scorer.connections import http_client
 from services.scorer.ruler_prompt import Question
 from services.scorer.settings import ScorerSettings
+from services.scorer.streamed import joined
 from shared.telemetry import logger
 
 # What a server says to a form of answer that it does not know. A wrong model or key is told otherwise, or in each form.
@@ -82,13 +85,15 @@ class Endpoint:
     """One call of ``POST {base_url}/chat/completions``; the client's own retries are off, ours are counted.
 
     A server that lacks JSON schemas is asked for a JSON object, and one that lacks those for plain text; which of the
-    three it takes is remembered as long as the process lives. The answer is read as strictly in each.
+    three it takes is remembered as long as the process lives. The answer is read as strictly in each. So is that it
+    only streams; what came as a stream is put together and read like any other.
     """
 
     def __init__(self, client: openai.AsyncOpenAI, settings: ScorerSettings) -> None:
         self.client = client
         self.settings = settings
         self.form = 0
+        self.stream = False
 
     async def __call__(self, question: Question) -> Answer:
         forms = _forms(question)
@@ -97,6 +102,9 @@ class Endpoint:
             try:
                 answer = await self._ask(question, forms[form])
             except openai.APIStatusError as error:
+                if error.status_code in FORM_REFUSED and not self.stream and "stream" in error.response.text:
+                    self.stream = True
+                    return await self(question)
                 if error.status_code in FORM_REFUSED and form + 1 < len(forms):
                     continue
                 raise _refused(error) from error
@@ -112,12 +120,15 @@ class Endpoint:
             "messages": question.messages(secrets.token_hex(12)),
             **form,
         }
+        if self.stream:
+            body |= {"stream": True, "stream_options": {"include_usage": True}}
         if self.settings.judge_temperature is not None:
             body["temperature"] = self.settings.judge_temperature
         try:
             async with asyncio.timeout(self.settings.judge_timeout_s):
-                response = await self.client.chat.completions.with_raw_response.create(**body)
-                return _answer(response.content)
+                # The body as it is: the typed method walks through all of it first, which costs more than sending it.
+                response = await self.client.post("/chat/completions", cast_to=httpx.Response, body=body)
+                return _answer(response)
         except (TimeoutError, openai.APITimeoutError) as error:
             raise AskError(f"the judge did not answer within {self.settings.judge_timeout_s:g} s", "timeout") from error
         except openai.APIStatusError:
@@ -143,10 +154,13 @@ def _refused(error: openai.APIStatusError) -> AskError:
     return AskError(words, "refused", again=again, after_s=after_s, usage=Usage(0, 0))
 
 
-def _answer(content: bytes) -> Answer:
+def _answer(response: httpx.Response) -> Answer:
     try:
-        completion = _Completion.model_validate_json(content)
-    except ValidationError as error:
+        if response.headers.get("content-type", "").startswith("text/event-stream"):
+            completion = _Completion.model_validate(joined(response.content))
+        else:
+            completion = _Completion.model_validate_json(response.content)
+    except ValueError as error:  # pydantic's own among them
         raise AskError("the judge's endpoint did not answer with a chat completion", "unreadable") from error
     told = completion.usage or _Usage()
     usage = Usage(told.prompt_tokens, told.completion_tokens)
@@ -177,7 +191,11 @@ async def ask_of(settings: ScorerSettings) -> AsyncIterator[Endpoint]:
     """The endpoint that the settings name. Nothing of it is read from the client's own environment variables."""
     key = settings.judge_api_key.get_secret_value() if settings.judge_api_key else "none"
     client = openai.AsyncOpenAI(
-        base_url=settings.judge_base_url, api_key=key, max_retries=0, timeout=settings.judge_timeout_s
+        base_url=settings.judge_base_url,
+        api_key=key,
+        max_retries=0,
+        timeout=settings.judge_timeout_s,
+        http_client=http_client(),
     )
     async with client:
         yield Endpoint(client, settings)

@@ -31,31 +31,26 @@ class EvidenceStore:
 
     async def hindsight(self, window_id: str, keys: Sequence[RunKey]) -> Hindsight:
         """What the judge may know and the agents could not."""
-        facts = await self.pool.fetchval(
-            """select facts from settlements where window_id = $1 and state = 'settled'
-                order by revision desc limit 1""",
+        row = await self.pool.fetchrow(
+            """select (select facts from settlements where window_id = $1 and state = 'settled'
+                        order by revision desc limit 1) as facts,
+                      (select coalesce(jsonb_agg(data -> 'data' order by occurred_at, sequence), '[]')
+                         from outcomes where kind = 'knowledge' and window_id = $1 and agent_id is null) as known,
+                      (select coalesce(jsonb_agg(jsonb_build_array(o.agent_id, o.trajectory_id, o.kind, o.data)
+                                                 order by o.occurred_at, o.sequence), '[]')
+                         from outcomes o join unnest($2::text[], $3::text[]) as k (agent_id, trajectory_id)
+                        using (agent_id, trajectory_id)) as about""",
             window_id,
-        )
-        known = await self.pool.fetch(
-            """select data from outcomes where kind = 'knowledge' and window_id = $1 and agent_id is null
-                order by occurred_at, sequence""",
-            window_id,
-        )
-        about = await self.pool.fetch(
-            """select o.agent_id, o.trajectory_id, o.kind, o.data
-                 from outcomes o join unnest($1::text[], $2::text[]) as k (agent_id, trajectory_id)
-                using (agent_id, trajectory_id)
-                order by o.occurred_at, o.sequence""",
             [agent_id for agent_id, _ in keys],
             [trajectory_id for _, trajectory_id in keys],
         )
+        assert row is not None  # of scalar subqueries there is always one
         runs: dict[RunKey, list[dict[str, Any]]] = {key: [] for key in keys}
-        for row in about:
-            data = row["data"]
+        for agent_id, trajectory_id, kind, data in row["about"]:
             fact = (
                 {"knowledge": data["data"]}
-                if row["kind"] == "knowledge"
+                if kind == "knowledge"
                 else {"name": data["name"], "value": data["value"], "note": data.get("note")}
             )
-            runs[(row["agent_id"], row["trajectory_id"])].append(fact)
-        return Hindsight(facts or {}, [row["data"]["data"] for row in known], runs)
+            runs[(agent_id, trajectory_id)].append(fact)
+        return Hindsight(row["facts"] or {}, row["known"], runs)

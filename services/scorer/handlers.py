@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field
 
+from services.scorer.probes import Prober
 from services.scorer.service import Scorer
 from shared import subjects
 from shared.bus import Bus
@@ -19,6 +20,14 @@ class Rescore(BaseModel):
     window_id: ShortText
     judge: ShortText | None = None
     rubric: ShortText | None = None
+
+
+class Probe(BaseModel):
+    who: ShortText = "operator"
+
+
+class Release(Probe):
+    reason: Annotated[str, Field(min_length=1, max_length=1000)]
 
 
 def subscribe(bus: Bus, service: Scorer) -> None:
@@ -40,3 +49,14 @@ def subscribe(bus: Bus, service: Scorer) -> None:
 
     bus.consume(subjects.SCORER_RESOLVED, WindowResolved, resolved, batch_size=1)
     bus.on_command("scorer", "rescore", Rescore, rescore)
+
+
+def subscribe_prober(bus: Bus, prober: Prober) -> None:
+    async def probe(request: Probe) -> dict[str, Any]:
+        return {"probe_id": await prober.probe_now(request.who)}
+
+    async def release(request: Release) -> dict[str, Any]:
+        return {"probe_id": await prober.release(request.who, request.reason)}
+
+    bus.on_command("scorer", "probe", Probe, probe)
+    bus.on_command("scorer", "release", Release, release)

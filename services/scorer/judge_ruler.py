@@ -73,7 +73,6 @@ class RulerJudge:
         if len(attempts.lines) == 1:
             return Ruling(dict.fromkeys(keys, Opinion(0.5, ALL_ALIKE)), rubric.id)
         known = await self.evidence.hindsight(case.window_id, keys)
-        # One after the other: calls at a time are then as many as groups at a time, which is what the settings say.
         looks = [await self._look(case, attempts, known, rubric, number) for number in range(self.settings.judge_looks)]
         _measure(looks)
         scores = [{key: opinion.score for key, opinion in look.opinions.items()} for look in looks]

@@ -6,44 +6,33 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from services.scorer.judge import Case, Look
+from services.scorer.judge import Look
 from services.scorer.looks_domain import Pairs
-from shared.database import Connection, Pool
+from shared.database import Pool
+
+# Two parts of the statement that writes a judgment, where ``done`` says that it is to be: $1 group, $2 revision,
+# $8 judge, $9 model, $10 rubric, $16 and $17 what ``rows_of`` gives. Twice is once.
+KEEP_LOOKS = """looked as (
+    insert into looks (group_id, revision, judge, model, rubric, look, hindsight, content_sha256, hindsight_sha256,
+                       prompt_tokens, completion_tokens, cost_usd, latency_ms, remembered)
+    select $1, $2, $8, $9, $10, look, hindsight, decode(content, 'hex'), decode(known, 'hex'), prompt_tokens,
+           completion_tokens, cost_usd, latency_ms, remembered
+      from done, jsonb_to_recordset($16) as l (look integer, hindsight boolean, content text, known text,
+           prompt_tokens integer, completion_tokens integer, cost_usd float8, latency_ms float8, remembered boolean)
+    on conflict do nothing
+), told as (
+    insert into look_scores (group_id, revision, look, hindsight, agent_id, trajectory_id, place, score, rank,
+                             explanation, strengths, weaknesses)
+    select $1, $2, s.*
+      from done, jsonb_to_recordset($17) as s (look integer, hindsight boolean, agent_id text, trajectory_id text,
+           place integer, score float8, rank integer, explanation text, strengths text[], weaknesses text[])
+    on conflict do nothing
+)"""
 
 
-async def keep_looks(
-    connection: Connection, case: Case, judge: str, model: str | None, rubric: str, looks: Sequence[Look]
-) -> None:
-    """Write the looks of a judgment and what each said of each member. Twice is once."""
-    if not looks:
-        return
-    await connection.execute(
-        """insert into looks (group_id, revision, judge, model, rubric, look, hindsight, content_sha256,
-                              hindsight_sha256, prompt_tokens, completion_tokens, cost_usd, latency_ms, remembered)
-           select $1, $2, $3, $4, $5, look, hindsight, decode(content, 'hex'), decode(known, 'hex'), prompt_tokens,
-                  completion_tokens, cost_usd, latency_ms, remembered
-             from jsonb_to_recordset($6) as l (look integer, hindsight boolean, content text, known text,
-                  prompt_tokens integer, completion_tokens integer, cost_usd float8, latency_ms float8,
-                  remembered boolean)
-           on conflict do nothing""",
-        case.group_id,
-        case.revision,
-        judge,
-        model,
-        rubric,
-        [_look_row(look) for look in looks],
-    )
-    await connection.execute(
-        """insert into look_scores (group_id, revision, look, hindsight, agent_id, trajectory_id, place, score, rank,
-                                    explanation, strengths, weaknesses)
-           select $1, $2, s.*
-             from jsonb_to_recordset($3) as s (look integer, hindsight boolean, agent_id text, trajectory_id text,
-                  place integer, score float8, rank integer, explanation text, strengths text[], weaknesses text[])
-           on conflict do nothing""",
-        case.group_id,
-        case.revision,
-        [row for look in looks for row in _score_rows(look)],
-    )
+def rows_of(looks: Sequence[Look]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Looks as rows, and what each said of each member."""
+    return [_look_row(look) for look in looks], [row for look in looks for row in _score_rows(look)]
 
 
 def _look_row(look: Look) -> dict[str, Any]:

@@ -22,7 +22,8 @@ from services.scorer.domain import (
 from services.scorer.forget_store import ForgetStore
 from services.scorer.judge import Case, Judge, JudgeFailedError, JudgeWaitsError, Ruling
 from services.scorer.store import Judgment, Outcome, ScorerStore
-from shared.errors import GiveUpError
+from shared.database import UNAVAILABLE
+from shared.errors import GiveUpError, RetryLaterError
 from shared.events import LoopEvent, WindowResolved
 from shared.telemetry import logger
 from shared.trajectories import RunKey, Trajectory
@@ -41,6 +42,9 @@ WAITING = Gauge(
 )
 
 LOADED_AT_ONCE = 64
+ANNOUNCED_AT_ONCE = 200
+GATHER_S = 0.05  # how long judged groups are gathered, to be announced together
+BESIDE = 4  # for so many calls at a time, one group more is being read or written
 WAIT_S = 60.0
 REASONS = ("budget",)
 NO_SAMPLING = Sampling()
@@ -57,10 +61,11 @@ class Rules:
 
     group_max: int = 8
     sampling: Sampling = NO_SAMPLING
-    concurrency: int = 8  # groups at the same time
+    concurrency: int = 8  # calls at the same time; a few groups more are being read or written meanwhile
     rounds: int = 6  # times that a failed group is taken up
     lease_s: float = 60.0
     disagreement_max: float = 0.25
+    endpoint: str | None = None  # of our own judge: only what a judge is trusted with is announced; None asks for none
 
 
 class Scorer:
@@ -75,8 +80,10 @@ class Scorer:
         self.judges: Mapping[str, Judge] = {one.name: one for one in (*others, judge)}
         self.outbox = outbox
         self.rules = rules
-        self.slots = asyncio.Semaphore(rules.concurrency)
+        self.workers = rules.concurrency + -(-rules.concurrency // BESIDE)
+        self.slots = asyncio.Semaphore(self.workers)
         self.held: set[str] = set()
+        self.announcer: asyncio.Task[None] | None = None
 
     async def window_resolved(self, event: WindowResolved) -> None:
         """Form the window's groups if nobody has, judge what is not judged, and announce it."""
@@ -116,8 +123,11 @@ class Scorer:
     async def judge_waiting(self, window_id: str | None = None) -> None:
         """Judge every group that waits for it, of one window or of all, ``concurrency`` at a time."""
         waiting = await self.store.waiting(window_id, self.rules.rounds)
-        workers = (self._judge_until_none(window_id) for _ in range(min(waiting, self.rules.concurrency)))
-        for result in await asyncio.gather(*workers, return_exceptions=True):
+        workers = (self._judge_until_none(window_id) for _ in range(min(waiting, self.workers)))
+        results = await asyncio.gather(*workers, return_exceptions=True)
+        if self.announcer is not None:
+            await self.announcer
+        for result in results:
             if isinstance(result, BaseException):
                 raise result
 
@@ -155,7 +165,7 @@ class Scorer:
         outcome = self._outcome(case, judge, ruling)
         if await self.store.record(case, outcome):
             GROUPS.labels(outcome.state, name).inc()
-        await self.announce(case.group_id)
+        self._announce_soon()
 
     def _outcome(self, case: Case, judge: Judge, ruling: Ruling) -> Outcome:
         found = verdict({key: opinion.score for key, opinion in ruling.opinions.items()}, case.members)
@@ -210,11 +220,27 @@ class Scorer:
         return {"table": table}
 
     # announcing -----------------------------------------------------------------------------------
-    async def announce(self, group_id: str | None = None) -> None:
-        """Publish ``group.scored`` for one group or all that have a state and were not announced."""
-        for event in await self.store.unannounced(group_id):
-            await self.outbox.announce(event)
-            await self.store.set_announced(event.group_id, event.revision)
+    async def announce(self) -> None:
+        """Publish ``group.scored`` for all groups that have a state and were not announced."""
+        while events := await self.store.unannounced(self.rules.endpoint, ANNOUNCED_AT_ONCE):
+            results = await asyncio.gather(*map(self.outbox.announce, events), return_exceptions=True)
+            told = [event for event, result in zip(events, results, strict=True) if result is None]
+            await self.store.set_announced(told)
+            for result in results:
+                if isinstance(result, BaseException):
+                    raise result
+
+    def _announce_soon(self) -> None:
+        """Together with what others judge meanwhile. What fails here is found by the sweep."""
+        if self.announcer is None or self.announcer.done():
+            self.announcer = asyncio.create_task(self._announce_gathered())
+
+    async def _announce_gathered(self) -> None:
+        await asyncio.sleep(GATHER_S)
+        try:
+            await self.announce()
+        except (RetryLaterError, *UNAVAILABLE) as error:
+            logger().warning("not_announced", error=str(error) or type(error).__name__)
 
 
 def _with_events(run: Run, events: Trajectory | None) -> Run:

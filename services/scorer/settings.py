@@ -21,7 +21,7 @@ class ScorerSettings(Settings):
     judge_timeout_s: float = Field(90.0, gt=0, description="how long one answer of the judge may take")
     judge_attempts: int = Field(4, ge=1, le=20, description="times one question is asked before it has failed")
     judge_rounds: int = Field(6, ge=1, description="times a failed group is taken up again before it is left alone")
-    judge_concurrency: int = Field(8, ge=1, le=256, description="groups that one scorer judges at the same time")
+    judge_concurrency: int = Field(8, ge=1, le=256, description="calls that one scorer makes at the same time")
     judge_lease_s: float = Field(60.0, gt=0, description="without a heartbeat for this long, another scorer takes over")
     judge_context_tokens: int = Field(
         100_000, ge=4_000, description="question and answer together, as a generous count; longer runs are cut"
@@ -41,6 +41,12 @@ class ScorerSettings(Settings):
     judge_calibration_windows: int = Field(50, ge=1, description="windows that the rolling calibration is taken over")
     judge_drift_max: float = Field(
         0.2, gt=0, le=2, description="how far tau may fall below that of the windows before, until an alert says so"
+    )
+    judge_probe_every_s: float = Field(
+        86_400.0, gt=0, description="how long the verdict of a probe holds before the judge is probed again"
+    )
+    judge_probe_pass_mark: float = Field(
+        0.9, gt=0, le=1, description="share of the planted cases that a judge must pass to be trusted"
     )
     group_max: int = Field(
         8, ge=2, le=64, description="members of a group at most; larger sets are split. The outcome judge can take more"

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from services.scorer.domain import Checks, Group, Run
 from services.scorer.evidence_store import EvidenceStore
 from services.scorer.judge import Case, Look
-from services.scorer.looks_store import keep_looks
-from shared.database import Connection
+from services.scorer.looks_store import KEEP_LOOKS, rows_of
+from services.scorer.probe_store import TRUSTED
 from shared.events import GroupScored, MemberScore
 from shared.forgetting import LEFT_OUT
 from shared.trajectories import RunKey
@@ -120,28 +120,29 @@ class ScorerStore(EvidenceStore):
     async def claim(self, window_id: str | None, lease_s: float, rounds: int) -> Case | None:
         """Take one group that waits for its judgment, for ``lease_s``: nobody else asks about it meanwhile."""
         row = await self.pool.fetchrow(
-            """update groups g set attempts = attempts + 1, not_before = now() + make_interval(secs => $2)
-                 from windows w
-                where w.window_id = g.window_id and g.group_id = (
-                    select group_id from groups
-                     where wanted and not_before <= now() and attempts < $3 and ($1::text is null or window_id = $1)
-                     order by not_before, group_id limit 1 for update skip locked)
-               returning g.group_id, g.policy, g.window_id, g.scenario_id, w.starts_at, w.ends_at, g.attempts,
-                         g.wanted_revision as revision, g.wanted_judge as judge, g.wanted_rubric as rubric""",
+            """with claimed as (
+                   update groups g set attempts = attempts + 1, not_before = now() + make_interval(secs => $2)
+                     from windows w
+                    where w.window_id = g.window_id and g.group_id = (
+                        select group_id from groups
+                         where wanted and not_before <= now() and attempts < $3
+                           and ($1::text is null or window_id = $1)
+                         order by not_before, group_id limit 1 for update skip locked)
+                   returning g.group_id, g.policy, g.window_id, g.scenario_id, w.starts_at, w.ends_at, g.attempts,
+                             g.wanted_revision as revision, g.wanted_judge as judge, g.wanted_rubric as rubric)
+               select c.*, (select coalesce(jsonb_agg(jsonb_build_array(m.agent_id, m.trajectory_id, t.status)
+                                                      order by m.agent_id, m.trajectory_id), '[]')
+                              from group_members m join trajectories t using (agent_id, trajectory_id)
+                             where m.group_id = c.group_id and m.left_out is null) as members
+                 from claimed c""",
             window_id,
             lease_s,
             rounds,
         )
         if row is None:
             return None
-        members = await self.pool.fetch(
-            """select m.agent_id, m.trajectory_id, t.status
-                 from group_members m join trajectories t using (agent_id, trajectory_id)
-                where m.group_id = $1 and m.left_out is null
-                order by m.agent_id, m.trajectory_id""",
-            row["group_id"],
-        )
-        return Case(**dict(row), members={(m["agent_id"], m["trajectory_id"]): m["status"] for m in members})
+        members = {(agent_id, trajectory_id): status for agent_id, trajectory_id, status in row["members"]}
+        return Case(**{**dict(row), "members": members})
 
     async def prolong(self, group_ids: Sequence[str], lease_s: float) -> None:
         """A heartbeat of the groups that the caller judges."""
@@ -155,55 +156,54 @@ class ScorerStore(EvidenceStore):
     async def record(self, case: Case, outcome: Outcome) -> bool:
         """Write a judgment of a case once, whole; False where it has been made already or another is wanted by now.
 
-        Or where a member was forgotten meanwhile: the group waits for a judgment of those that are left.
+        Or where a member was forgotten meanwhile: the group waits for a judgment of those that are left. ``attempts``
+        tells of one that is being forgotten at this moment, which the statement's own snapshot cannot.
         """
-        async with self.pool.acquire() as connection, connection.transaction():
-            done = await connection.fetchval(
-                """update groups
+        looks, look_scores = rows_of(outcome.looks)
+        done = await self.pool.fetchval(
+            f"""with done as (
+                   update groups
                       set state = $5, spread = $6, disagreement = $7, revision = wanted_revision, judge = $8,
                           judged_at = now(), announced_at = null, failure = null, waits_for = null
                     where group_id = $1 and wanted and wanted_revision = $2
                       and wanted_judge is not distinct from $3 and wanted_rubric is not distinct from $4
+                      and attempts = $18
                       and not exists (select from group_members m
-                                        join unnest($9::text[], $10::text[]) as j (agent_id, trajectory_id)
+                                        join unnest($19::text[], $20::text[]) as j (agent_id, trajectory_id)
                                        using (agent_id, trajectory_id)
                                        where m.group_id = $1 and m.left_out is not null)
-                   returning true""",
-                case.group_id,
-                case.revision,
-                case.judge,
-                case.rubric,
-                outcome.state,
-                outcome.spread,
-                outcome.disagreement,
-                outcome.judge,
-                [agent_id for agent_id, _ in case.members],
-                [trajectory_id for _, trajectory_id in case.members],
-            )
-            if not done:
-                return False
-            await self._keep_judgments(connection, case, outcome)
-            await keep_looks(connection, case, outcome.judge, outcome.model, outcome.rubric, outcome.looks)
-        return True
-
-    async def _keep_judgments(self, connection: Connection, case: Case, outcome: Outcome) -> None:
-        await connection.execute(
-            """insert into judgments (group_id, revision, agent_id, trajectory_id, score, rank, explanation, judge,
-                                      model, rubric)
-               select $1, $2, j.*, $8, $9, $10
-                 from unnest($3::text[], $4::text[], $5::double precision[], $6::integer[], $7::text[]) as j
-               on conflict do nothing""",
+                   returning true
+               ), judged as (
+                   insert into judgments (group_id, revision, agent_id, trajectory_id, score, rank, explanation, judge,
+                                          model, rubric)
+                   select $1, $2, j.*, $8, $9, $10
+                     from done, unnest($11::text[], $12::text[], $13::double precision[], $14::integer[], $15::text[])
+                       as j
+                   on conflict do nothing
+               ), {KEEP_LOOKS}
+               select exists (select from done)""",  # noqa: S608  # a literal of our own
             case.group_id,
             case.revision,
+            case.judge,
+            case.rubric,
+            outcome.state,
+            outcome.spread,
+            outcome.disagreement,
+            outcome.judge,
+            outcome.model,
+            outcome.rubric,
             [j.key[0] for j in outcome.judgments],
             [j.key[1] for j in outcome.judgments],
             [j.score for j in outcome.judgments],
             [j.rank for j in outcome.judgments],
             [j.explanation for j in outcome.judgments],
-            outcome.judge,
-            outcome.model,
-            outcome.rubric,
+            looks,
+            look_scores,
+            case.attempts,
+            [agent_id for agent_id, _ in case.members],
+            [trajectory_id for _, trajectory_id in case.members],
         )
+        return bool(done)
 
     async def fail(self, group_id: str, failure: str, pause_s: float) -> None:
         """Keep why the judge failed and let the group rest. What has been judged stays judged as it was."""
@@ -260,24 +260,32 @@ class ScorerStore(EvidenceStore):
         return len(rows)
 
     # announcing ---------------------------------------------------------------------------------
-    async def unannounced(self, group_id: str | None = None) -> list[GroupScored]:
-        """Groups with a state that nobody was told of, with the scores of their newest judgment."""
+    async def unannounced(self, endpoint: str | None = None, limit: int = 1000) -> list[GroupScored]:
+        """Groups with a state that nobody was told of, with the scores of their newest judgment.
+
+        With our own ``endpoint``, without those whose judge is not trusted.
+        """
         rows = await self.pool.fetch(
-            """select g.group_id, g.policy, g.window_id, g.scenario_id, g.revision, g.judge, g.state, g.homogeneous,
+            f"""select g.group_id, g.policy, g.window_id, g.scenario_id, g.revision, g.judge, g.state, g.homogeneous,
                       g.spread, coalesce(jsonb_agg(jsonb_build_object('agent_id', j.agent_id, 'trajectory_id',
                           j.trajectory_id, 'score', j.score, 'rank', j.rank) order by j.agent_id, j.trajectory_id)
                           filter (where j.agent_id is not null), '[]') as scores
                  from groups g left join judgments j using (group_id, revision)
-                where g.judged_at is not null and g.announced_at is null and ($1::text is null or g.group_id = $1)
-                group by g.group_id order by g.judged_at limit 1000""",
-            group_id,
+                where g.judged_at is not null and g.announced_at is null and ($1::text is null or {TRUSTED})
+                group by g.group_id order by g.judged_at limit $2""",  # noqa: S608  # a literal of our own
+            endpoint,
+            limit,
         )
         return [
             GroupScored(**{**dict(row), "scores": [MemberScore(**score) for score in row["scores"]]}) for row in rows
         ]
 
-    async def set_announced(self, group_id: str, revision: int) -> None:
+    async def set_announced(self, events: Sequence[GroupScored]) -> None:
         """Unless a newer judgment has come meanwhile, which is to be announced for itself."""
         await self.pool.execute(
-            "update groups set announced_at = now() where group_id = $1 and revision = $2", group_id, revision
+            """update groups g set announced_at = now()
+                 from unnest($1::text[], $2::integer[]) as e (group_id, revision)
+                where g.group_id = e.group_id and g.revision = e.revision""",
+            [event.group_id for event in events],
+            [event.revision for event in events],
         )

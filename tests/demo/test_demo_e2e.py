@@ -21,6 +21,8 @@ from shared import subjects
 from shared.artifacts import DirectoryStore
 from shared.bodies import unpacked
 from shared.bus import Bus
+from shared.database import pool as pool_of
+from tests.trainer.read_back import assert_art_reads_back
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
 WINDOWS = 14
@@ -140,6 +142,18 @@ async def test_one_trajectory_goes_all_the_way(
     promoted = ["v0", "v1"] if deployment["state"] == "promoted" else ["v0"]
     assert [event["version"] for event in said[subjects.MODEL_DEPLOYED]] == promoted
     assert streams["DEAD"] == []
+
+
+async def test_its_groups_are_read_back_by_art(
+    played: tuple[Path, dict[str, Any]], database: psycopg.Connection[dict[str, Any]], tmp_path: Path
+) -> None:
+    """With the token ids and logprobs that the gateway recorded."""
+    server = PostgresServer(played[0] / "postgres")
+    server.port = database.info.port
+    async with pool_of(server.url) as pool:
+        counted = await assert_art_reads_back(pool, tmp_path / "groups.jsonl", ("scored", "tie"))
+    judged = database.execute("select count(*) as n from judgments").fetchall()
+    assert counted["runs"] == counted["choices"] == judged[0]["n"] > 300
 
 
 async def kept(home: Path) -> dict[str, list[tuple[str, bytes]]]:
