@@ -48,7 +48,9 @@ class ScorerSettings(Settings):
     judge_probe_pass_mark: float = Field(
         0.9, gt=0, le=1, description="share of the planted cases that a judge must pass to be trusted"
     )
-    group_max: int = Field(8, ge=2, le=8, description="members of a group at most; larger sets are split")
+    group_max: int = Field(
+        8, ge=2, le=64, description="members of a group at most; larger sets are split. The outcome judge can take more"
+    )
     group_target: int = Field(
         0, ge=0, description="runs of a policy in a window over which some are dropped at random; 0 drops none"
     )

@@ -19,6 +19,7 @@ from ratchet_sdk.events import (
     uuid7_time,
 )
 
+from services.scorer.probes import planted
 from shared.database import Pool
 from shared.events import WindowResolved
 
@@ -48,7 +49,12 @@ async def add_window(pool: Pool, facts: dict[str, Any] | None = None) -> None:
 
 
 def events(
-    trajectory_id: str, *, system: str = "You trade.", said: str = "buy", own_reward: float | None = None
+    trajectory_id: str,
+    *,
+    system: str = "You trade.",
+    said: str = "buy",
+    own_reward: float | None = None,
+    error: str | None = None,
 ) -> list[StepEvent]:
     """A run of one step: asked once, acted once, ended well by its own account."""
     head = {"trajectory_id": trajectory_id, "started_at": STARTS, "occurred_at": STARTS}
@@ -67,7 +73,13 @@ def events(
             action=Action(type="buy", success=True, result="done"),
             reward=own_reward,
         ),
-        TrajectoryEnded(**head, status="completed", step_count=1, final={"own_word": own_reward}),
+        TrajectoryEnded(
+            **head,
+            status="failed" if error else "completed",
+            step_count=1,
+            final={"own_word": own_reward},
+            **({"error": error} if error else {}),
+        ),
     ]
 
 
@@ -159,4 +171,16 @@ async def add_knowledge(pool: Pool, known: dict[str, Any], agent_id: str | None 
         agent_id,
         "t" if agent_id else None,
         {"data": known},
+    )
+
+
+async def trust(pool: Pool, endpoint: str, model: str = "m") -> None:
+    """A probe that a judge has passed just now: it is neither probed nor withheld."""
+    await pool.execute(
+        """insert into judge_probes (judge, model, rubric, endpoint, suite, asked_by, state, pass_mark, cases, passed,
+                                     finished_at)
+           values ('ruler', $1, 'ratchet/1', $2, $3, 'test', 'passed', 0.9, 1, 1, now())""",
+        model,
+        endpoint,
+        planted().version,
     )

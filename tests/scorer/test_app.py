@@ -57,6 +57,8 @@ async def test_it_scores_a_window_as_a_process_of_its_own(
     ("settings", "code", "words"),
     [
         ({"judge": "ruler"}, 2, "RATCHET_JUDGE_BASE_URL"),
+        ({"judge_rubric": "no/1"}, 2, "RATCHET_JUDGE_RUBRIC: there is no rubric"),
+        ({"judge_rubrics": "/nowhere.yaml"}, 2, "RATCHET_JUDGE_RUBRICS"),
         ({"database_url": "postgresql://nobody@127.0.0.1:1/none"}, 75, "RATCHET_DATABASE_URL"),
     ],
 )

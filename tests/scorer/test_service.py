@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from services.scorer.domain import group_id
+from services.scorer.domain import Sampling, group_id
 from services.scorer.handlers import subscribe
 from services.scorer.judge import Case, Judge, JudgeFailedError, Opinion, Ruling
 from services.scorer.judge_outcome import OutcomeJudge
+from services.scorer.ledger_store import LedgerStore
 from services.scorer.service import Rules, Scorer
 from services.scorer.store import Judgment, Outcome, ScorerStore
 from shared.bus import Bus
@@ -83,6 +84,8 @@ async def test_a_resolved_window_is_grouped_ranked_and_announced(pool: Pool, bus
     await add_run(pool, "tardy", late=True, reward=9.0)
     await add_run(pool, "unknown")
     await add_run(pool, "forgotten", stored=False, reward=1.0)
+    await add_run(pool, "holey", steps=0, reward=1.0)
+    await add_run(pool, "cut", status="failed", error="InternalServerError: Error code: 502", reward=1.0)
     await add_run(pool, "alone", scenario="OTHER", reward=1.0)
     await add_run(pool, "twin1", scenario="TIE", policy="posters", reward=1.0)
     await add_run(pool, "twin2", scenario="TIE", policy="posters", reward=1.0)
@@ -117,6 +120,8 @@ async def test_a_resolved_window_is_grouped_ranked_and_announced(pool: Pool, bus
         "tardy": "late",
         "unknown": "no reward of record",
         "forgotten": "its events are not stored any more",
+        "holey": "it fails the quality checks",
+        "cut": "infrastructure broke it",
     }
     assert {(row["judge"], row["rubric"]) for row in before} == {("outcome", "reward-of-record/1")}
 
@@ -290,3 +295,86 @@ async def test_events_carry_ids_and_scores_and_no_text(pool: Pool) -> None:
     assert "no. 1" not in event.model_dump_json()
     assert set(json.loads(event.model_dump_json())["scores"][0]) == {"agent_id", "trajectory_id", "score", "rank"}
     assert await pool.fetchval("select explanation from judgments where agent_id = 'b'") == "no. 1"
+
+
+# dropping, disputes, leases -----------------------------------------------------------------------
+async def test_over_the_target_whole_runs_are_dropped_and_told(pool: Pool) -> None:
+    await add_window(pool)
+    for n in range(12):
+        await add_run(pool, f"a{n}", scenario=f"s{n % 3}", reward=float(n))
+    await add_run(pool, "other", policy="posters", reward=1.0)
+    service = scorer(pool, Kept(), sampling=Sampling(target=8, max_rate=0.9))
+    await service.window_resolved(resolved())
+    rows = await pool.fetch("select left_out, count(*) from group_members group by 1 order by 2")
+    assert [tuple(row) for row in rows] == [("dropped at random: 12 runs are over the target of 8", 4), (None, 9)]
+    assert await pool.fetchval("select count(*) from judgments") <= 8
+
+
+async def test_a_disputed_group_is_announced_without_scores(pool: Pool) -> None:
+    await add_window(pool)
+    for agent in "ab":
+        await add_run(pool, agent)
+    judge, outbox = Scripted(), Kept()
+    judge.disagreement = 0.26
+    service = scorer(pool, outbox, judge)
+    await service.window_resolved(resolved())
+    await service.judge_waiting()
+    [event] = outbox.events.values()
+    assert (event.state, event.scores, event.revision) == ("disputed", [], 1)
+    assert len(judge.asked) == 1
+    judge.disagreement = 0.25
+    await service.rescore(WINDOW, None, None)
+    await service.judge_waiting()
+    assert [event.state for event in outbox.events.values()] == ["disputed", "scored"]
+
+
+async def test_what_a_scorer_is_at_stays_its_own(pool: Pool) -> None:
+    await add_window(pool)
+    for agent in "ab":
+        await add_run(pool, agent)
+    judge = Scripted()
+    judge.gate.clear()
+    slow, other = scorer(pool, Kept(), judge), scorer(pool, Kept(), judge)
+    judging = asyncio.create_task(slow.window_resolved(resolved()))
+    while not judge.asked:
+        await asyncio.sleep(0.01)
+    await pool.execute("update groups set not_before = now()")
+    await slow.prolong()
+    await other.prolong()  # it holds nothing
+    assert await other.store.claim(None, 60, 9) is None
+    judge.gate.set()
+    await judging
+    await slow.prolong()
+    assert len(judge.asked) == 1
+
+
+async def test_a_claim_on_a_question_is_one_processs(pool: Pool) -> None:
+    one, other = LedgerStore(pool, lease_s=60), LedgerStore(pool, lease_s=60)
+    assert await one.claim(b"q")
+    assert not await one.claim(b"q")
+    assert not await other.claim(b"q")
+    await pool.execute("update judge_claims set held_until = now() - interval '1 second'")
+    await one.prolong()
+    await other.prolong()
+    assert not await other.claim(b"q")
+    await other.release(b"q")
+    assert not await other.claim(b"q")
+    await pool.execute("update judge_claims set held_until = now() - interval '1 second'")
+    assert await other.claim(b"q")
+    await one.release(b"q")
+    assert not await one.claim(b"q")
+
+
+async def test_replicas_share_one_budget(pool: Pool) -> None:
+    stores = [LedgerStore(pool, lease_s=60) for _ in range(3)]
+    days = await asyncio.gather(*(store.reserve(100, 1000) for store in stores for _ in range(5)))
+    assert sum(day is not None for day in days) == 10
+    [day] = {day for day in days if day}
+    await stores[0].settle(day, 100, 60, 20, 0.5)
+    assert await stores[1].reserve(20, 1000)
+    assert not await stores[2].reserve(1, 1000)
+    names = "calls, prompt_tokens, completion_tokens, cost_usd, reserved_tokens"
+    row = await pool.fetchrow(f"select {names} from judge_spend")
+    assert row is not None
+    assert tuple(row) == (1, 60, 20, 0.5, 920)
+    assert not await stores[0].reserve(1001, 1000)
