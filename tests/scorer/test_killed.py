@@ -121,7 +121,7 @@ async def test_two_scorers_share_groups_and_one_of_them_is_killed(
     tmp_path: Path,
 ) -> None:
     groups = 30
-    await add_groups(pool, groups)
+    await add_groups(pool, endpoint, groups)
     scorers += [start(nats_server.url, database_url, endpoint, tmp_path / "log") for _ in range(2)]
     await bus.announce(resolved())
     async with asyncio.timeout(40):
@@ -146,7 +146,7 @@ async def test_two_scorers_that_live_ask_each_question_once(
     tmp_path: Path,
 ) -> None:
     groups = 20
-    await add_groups(pool, groups)
+    await add_groups(pool, endpoint, groups)
     scorers += [start(nats_server.url, database_url, endpoint, tmp_path / "log") for _ in range(2)]
     await bus.announce(resolved())
     await bus.js.publish("window.resolved", resolved().model_dump_json(by_alias=True).encode())  # once more, to both
