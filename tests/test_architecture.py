@@ -33,6 +33,8 @@ OWNERS = {
         "judge_cache_runs",
         "judge_claims",
         "judge_spend",
+        "judge_probes",
+        "judge_releases",
     },
     "trainer": {"batches", "batch_trajectories", "models", "artifacts"},
     "deployer": {"deployments", "routes", "assignments", "evidence", "incidents", "quarantines"},

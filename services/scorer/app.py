@@ -79,9 +79,9 @@ def probing(bus: Bus, settings: ScorerSettings, prober: Prober, scheduled: bool)
 async def main() -> None:
     settings = load(ScorerSettings)
     configure_logging(NAME, settings.log_level)
-    book(settings.judge_rubric, settings.judge_rubrics)  # a wrong one ends the process before anything is opened
     gc.freeze()  # as in the recorder: events are trees, and looking for circles in them finds none
     gc.set_threshold(100_000, 20, 100)
+    book(settings.judge_rubric, settings.judge_rubrics)  # a wrong one ends the process before anything is opened
     url = settings.database_url.get_secret_value()
     async with database.pool(url, pool_size=settings.database_pool, application=NAME) as pool:
         store, ledger = ScorerStore(pool), LedgerStore(pool, lease_s=settings.judge_lease_s)

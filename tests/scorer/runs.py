@@ -19,6 +19,7 @@ from ratchet_sdk.events import (
     uuid7_time,
 )
 
+from services.scorer.probes import planted
 from shared.database import Pool
 from shared.events import WindowResolved
 
@@ -171,4 +172,16 @@ async def add_knowledge(pool: Pool, known: dict[str, Any], agent_id: str | None 
         agent_id,
         "t" if agent_id else None,
         {"data": known},
+    )
+
+
+async def trust(pool: Pool, endpoint: str, model: str = "m") -> None:
+    """A probe that a judge has passed just now: it is neither probed nor withheld."""
+    await pool.execute(
+        """insert into judge_probes (judge, model, rubric, endpoint, suite, asked_by, state, pass_mark, cases, passed,
+                                     finished_at)
+           values ('ruler', $1, 'ratchet/1', $2, $3, 'test', 'passed', 0.9, 1, 1, now())""",
+        model,
+        endpoint,
+        planted().version,
     )

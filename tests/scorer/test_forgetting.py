@@ -31,7 +31,8 @@ async def forget(pool: Pool, agent_id: str) -> None:
 
 async def record(pool: Pool, *agents: str) -> bool:
     members = dict.fromkeys([(agent_id, "t") for agent_id in agents], "completed")
-    case = Case("g", "default", WINDOW, "ACME", STARTS, ENDS, 1, members)
+    attempts = await pool.fetchval("select attempts from groups")
+    case = Case("g", "default", WINDOW, "ACME", STARTS, ENDS, attempts, members)
     judgments = [Judgment(key, 0.5, 1, "words") for key in members]
     return await ScorerStore(pool).record(case, Outcome("scored", 1.0, judgments, "ruler", "m", "r"))
 

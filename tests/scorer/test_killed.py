@@ -18,7 +18,7 @@ from services.cli.embedded import NatsServer
 from shared.bus import Bus
 from shared.database import Pool
 from tests.scorer.endpoint import StandIn, stand_in
-from tests.scorer.runs import add_run, add_window, resolved
+from tests.scorer.runs import add_run, add_window, resolved, trust
 from tests.scorer.test_service import published
 
 pytestmark = pytest.mark.e2e
@@ -72,7 +72,8 @@ async def ends_with_one_set(pool: Pool, bus: Bus, groups: int) -> None:
     assert len({event.message_id for event in events}) == len(events) == groups
 
 
-async def add_groups(pool: Pool, count: int) -> None:
+async def add_groups(pool: Pool, endpoint: StandIn, count: int) -> None:
+    await trust(pool, endpoint.base_url)
     await add_window(pool)
     for n in range(count):
         for agent, said in (("a", "alpha"), ("b", "beta"), ("c", "gamma")):
@@ -88,7 +89,7 @@ async def test_a_scorer_that_is_killed_between_its_looks_pays_for_nothing_twice(
     scorers: list[subprocess.Popen[bytes]],
     tmp_path: Path,
 ) -> None:
-    await add_groups(pool, 1)
+    await add_groups(pool, endpoint, 1)
     endpoint.hold_from = 2  # the answer to the second look does not come
     scorers.append(start(nats_server.url, database_url, endpoint, tmp_path / "log"))
     await bus.announce(resolved())
@@ -120,7 +121,7 @@ async def test_two_scorers_share_groups_and_one_of_them_is_killed(
     tmp_path: Path,
 ) -> None:
     groups = 30
-    await add_groups(pool, groups)
+    await add_groups(pool, endpoint, groups)
     scorers += [start(nats_server.url, database_url, endpoint, tmp_path / "log") for _ in range(2)]
     await bus.announce(resolved())
     async with asyncio.timeout(40):
@@ -145,7 +146,7 @@ async def test_two_scorers_that_live_ask_each_question_once(
     tmp_path: Path,
 ) -> None:
     groups = 20
-    await add_groups(pool, groups)
+    await add_groups(pool, endpoint, groups)
     scorers += [start(nats_server.url, database_url, endpoint, tmp_path / "log") for _ in range(2)]
     await bus.announce(resolved())
     await bus.js.publish("window.resolved", resolved().model_dump_json(by_alias=True).encode())  # once more, to both
