@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from services.cli.conversations import Run
+from services.cli.conversations import Run, read_file
 from services.cli.importing import plan
 from services.scorer.judge_outcome import OutcomeJudge
 from services.scorer.service import Rules, Scorer
@@ -47,7 +47,7 @@ async def judged(pool: Pool) -> list[Run]:
 
 
 def plan_of() -> list[Run]:
-    return list(plan(AIRLINE, "airline", datetime.now(UTC)).runs)
+    return list(plan(AIRLINE, list(read_file(AIRLINE)), "airline", datetime.now(UTC)).runs)
 
 
 async def test_every_choice_tool_call_and_reward_is_read_back_by_art(pool: Pool, tmp_path: Path) -> None:
