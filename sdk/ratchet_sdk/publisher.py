@@ -183,9 +183,9 @@ class Publisher:
         unsent = await self.flush(timeout_s)
         self._closing = True
         if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+            while not self._task.done():  # a client that is busy closing may swallow one
+                self._task.cancel()
+                await asyncio.wait([self._task], timeout=0.5)
         if self._setting_aside is not None:
             await asyncio.wait([self._setting_aside])
         await self._disconnect()
@@ -203,7 +203,7 @@ class Publisher:
         pause_s = 0.05
         if self._spool is not None and not self._spool_is_open and self._spool.directory.exists():
             await self._open_spool()
-        while True:
+        while not self._closing:
             await self._wake.wait()
             try:
                 js = await self._connected()

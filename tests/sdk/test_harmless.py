@@ -215,6 +215,24 @@ async def test_the_agents_loop_has_its_turn_while_many_events_are_redacted(
     assert most <= 2 * publishing.REDACT_AT_ONCE_BYTES
 
 
+async def test_close_returns_though_a_client_swallows_the_cancel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As ``asyncio.wait_for`` does in Python 3.11 where its result comes in the same moment."""
+    recorder = Recorder(NOBODY, "agent-1", spool_dir="")
+    connecting = asyncio.Event()
+
+    async def swallowing() -> None:
+        connecting.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            raise OSError("no connection") from None
+
+    monkeypatch.setattr(recorder.publisher, "_connected", swallowing)
+    recorder.trajectory().start()
+    await connecting.wait()
+    assert await asyncio.wait_for(recorder.close(0), 20) == 1
+
+
 # without a loop -------------------------------------------------------------------------------------
 def test_a_sync_recorder_says_at_once_that_there_is_no_room() -> None:
     """Also before its thread had a turn: what waits for it is bounded, and nothing is built upon what was refused."""
