@@ -21,6 +21,7 @@ from ratchet_sdk.recorder import Recording
 from ratchet_sdk.run import Run, RunStep, Status
 
 FINAL = "final_"
+PURPOSES = ("action", "reasoning", "evaluation", "response")
 STATUSES: dict[str, Status] = {
     "completed": "completed",
     "success": "completed",
@@ -51,22 +52,20 @@ class TrajectoryRecorder:
         **more: Any,
     ) -> str:
         """Returns the trajectory's id. What else is given (batch, group, episode) goes into the metadata."""
+        data = dict(more)
+        with self._recorder.harmless("a trajectory's metadata"):
+            data.update({} if metadata is None else metadata)
         run = self._recorder.trajectory(
-            scenario_id=scenario_id,
-            goal=goal,
-            metadata={**more, **(metadata or {})},
-            expects=expects,
-            trajectory_id=trajectory_id,
+            scenario_id=scenario_id, goal=goal, metadata=data, expects=expects, trajectory_id=trajectory_id
         ).start()
         self._runs[run.trajectory_id] = run
         return run.trajectory_id
 
     def start_step(self, trajectory_id: str, environment: Mapping[str, Any] | None = None) -> str:
         """Returns the step's id. A step that is still open is recorded as it is."""
-        run = self._runs.get(trajectory_id)
+        run = self._run(trajectory_id)
         if run is None:
-            self._recorder.refuse(f"no trajectory {trajectory_id!r} is open")
-            return f"{trajectory_id}/-"
+            return "-"
         if open_step := self._steps.pop(trajectory_id, None):
             open_step.leave()
         step = self._steps[trajectory_id] = run.step(environment)
@@ -103,15 +102,17 @@ class TrajectoryRecorder:
         if step is None:
             return None
         usage = {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens}
-        opening = [{"role": "system", "content": system_prompt}] if system_prompt else []
-        return step.llm_call(
-            messages=messages or [*opening, {"role": "user", "content": user_prompt}],
-            response=response,
-            model=model,
-            purpose=purpose if purpose in ("action", "reasoning", "evaluation", "response") else "action",
-            usage={name: count for name, count in usage.items() if count is not None} or None,
-            **more,
-        )
+        with self._recorder.harmless("a LlmCall"):
+            opening = [{"role": "system", "content": system_prompt}] if system_prompt else []
+            return step.llm_call(
+                messages=messages or [*opening, {"role": "user", "content": user_prompt}],
+                response=response,
+                model=model,
+                purpose=purpose if isinstance(purpose, str) and purpose in PURPOSES else "action",
+                usage={name: count for name, count in usage.items() if count is not None} or None,
+                **more,
+            )
+        return None
 
     def complete_step(
         self,
@@ -127,7 +128,7 @@ class TrajectoryRecorder:
         reward: float | None = None,
     ) -> None:
         """The step's action, and its end: it is recorded."""
-        step = self._step(step_id or trajectory_id)
+        step = self._step(trajectory_id if step_id is None else step_id)
         if step is None:
             return
         step.action(
@@ -136,7 +137,7 @@ class TrajectoryRecorder:
         if reward is not None:
             step.reward(reward)
         step.leave()
-        del self._steps[step.run.trajectory_id]
+        self._steps.pop(step.run.trajectory_id, None)
 
     def end_trajectory(
         self,
@@ -146,20 +147,33 @@ class TrajectoryRecorder:
         **more: Any,
     ) -> None:
         """Ends the run. ``final_balance=`` and the like are its final state, what else is given is a metric."""
-        run = self._runs.pop(trajectory_id, None)
+        run = self._run(trajectory_id)
         if run is None:
-            self._recorder.refuse(f"no trajectory {trajectory_id!r} is open")
             return
+        del self._runs[trajectory_id]
         if open_step := self._steps.pop(trajectory_id, None):
             open_step.leave()
         run.final({name.removeprefix(FINAL): value for name, value in more.items() if name.startswith(FINAL)})
-        run.metrics({**{k: v for k, v in more.items() if not k.startswith(FINAL)}, **(metrics or {})})
-        run.end(STATUSES.get(status, "failed"))
+        run.metrics({k: v for k, v in more.items() if not k.startswith(FINAL)})
+        run.metrics(metrics)
+        run.end(STATUSES.get(status, "failed") if isinstance(status, str) else "failed")
+
+    def _run(self, trajectory_id: str) -> Run | None:
+        run = self._runs.get(trajectory_id) if isinstance(trajectory_id, str) else None
+        if run is None:
+            self._recorder.refuse(f"no trajectory {_named(trajectory_id)} is open")
+        return run
 
     def _step(self, step_id: str) -> RunStep | None:
-        trajectory_id, _, number = step_id.rpartition("/") if "/" in step_id else (step_id, "", "")
-        step = self._steps.get(trajectory_id)
+        step = None
+        if isinstance(step_id, str):
+            trajectory_id, _, number = step_id.rpartition("/") if "/" in step_id else (step_id, "", "")
+            step = self._steps.get(trajectory_id)
         if step is None or number not in ("", str(step.number)):
-            self._recorder.refuse(f"no step {step_id!r} is open")
+            self._recorder.refuse(f"no step {_named(step_id)} is open")
             return None
         return step
+
+
+def _named(given: Any) -> str:
+    return repr(given[:200]) if isinstance(given, str) else f"of type {type(given).__name__}"

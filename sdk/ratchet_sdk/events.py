@@ -90,6 +90,9 @@ class Action(Wire):
     reasoning: str | None = None
 
 
+# A list is refused at its first wrong item: of millions, each with an error of its own, the telling takes a minute.
+
+
 class LlmCall(Wire):
     """One model call. With ``base_call_id``, ``messages`` holds only what follows that call's messages and reply.
 
@@ -103,10 +106,10 @@ class LlmCall(Wire):
     action_type: Name | None = None
     model: Name | None = None
     model_version: Name | None = None
-    messages: list[dict[str, Any]] = Field(default_factory=list)
+    messages: Annotated[list[dict[str, Any]], Field(fail_fast=True)] = Field(default_factory=list)
     response: dict[str, Any] | None = None
-    prompt_token_ids: list[int] | None = None
-    tools: list[dict[str, Any]] | None = None
+    prompt_token_ids: Annotated[list[int], Field(fail_fast=True)] | None = None
+    tools: Annotated[list[dict[str, Any]], Field(fail_fast=True)] | None = None
     temperature: Finite | None = None
     top_p: Finite | None = None
     max_tokens: int | None = None
@@ -145,8 +148,8 @@ class Step(Event):
     kind: Literal["step"] = "step"
     step: StepNumber
     environment: dict[str, Any] = Field(default_factory=dict)
-    provider_accesses: list[ProviderAccess] = Field(default_factory=list)
-    llm_calls: list[LlmCall] = Field(default_factory=list)
+    provider_accesses: Annotated[list[ProviderAccess], Field(fail_fast=True)] = Field(default_factory=list)
+    llm_calls: Annotated[list[LlmCall], Field(fail_fast=True)] = Field(default_factory=list)
     action: Action | None = None
     reward: Finite | None = None
 

@@ -1,29 +1,34 @@
 """``wrap_openai``: chat completions that are made inside a step record themselves.
 
-Behind the gateway the reply names the call that the gateway has recorded, and the step refers to it. Elsewhere
-the whole call is recorded here, with token ids and logprobs where the server gave them. Calls made outside a
-step pass through untouched. Only ``client.chat.completions.create`` of an AsyncOpenAI is wrapped; of several
-choices (``n``) the first is recorded.
+Behind the gateway the reply names the call that the gateway has recorded, and the step refers to it. Elsewhere the
+whole call is recorded here, with token ids and logprobs where the server gave them. Calls made outside a step pass
+through untouched, and whatever goes wrong in recording, the agent gets its reply, or its error, as the client gave it.
+
+Wrapped are ``create`` and ``parse`` of ``client.chat.completions`` and all that stands on them: ``stream()``, raw and
+streaming responses, and the clients that ``with_options`` makes. Of a streaming response the agent must ``parse()`` it.
 """
 
 from __future__ import annotations
 
 import functools
 import time
-from collections.abc import AsyncIterator, Mapping
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from ratchet_sdk.recorder import Recorder
+from ratchet_sdk.openai_stream import AsyncRecordedStream, RecordedStream
+from ratchet_sdk.recorder import Recording
 from ratchet_sdk.run import RunStep, current_step
 from ratchet_sdk.values import CALL_ID_HEADER, message_of
 
 if TYPE_CHECKING:
-    from openai import AsyncOpenAI
+    from openai import AsyncOpenAI, OpenAI
 
-C = TypeVar("C", bound="AsyncOpenAI")
+C = TypeVar("C", bound="AsyncOpenAI | OpenAI")
 
 MODEL_VERSION_HEADER = "X-Ratchet-Model-Version"
+# How the client marks a call of ``with_raw_response`` ("true") and ``with_streaming_response`` ("stream").
+RAW_HEADER = "X-Stainless-Raw-Response"
+METHODS = ("create", "parse")
 # What a call records of its own arguments, where they were given (the client has a sentinel for "not given").
 ARGUMENTS: dict[str, type | tuple[type, ...]] = {
     "model": str,
@@ -35,152 +40,165 @@ ARGUMENTS: dict[str, type | tuple[type, ...]] = {
 }
 
 
-def wrap_openai(client: C, recorder: Recorder, *, send_headers: bool = True) -> C:
-    """Make ``client`` record what it is asked inside this recorder's steps. Returns the same client.
+def wrap_openai(client: C, recorder: Recording, *, send_headers: bool = True) -> C:
+    """Make ``client``, an OpenAI or an AsyncOpenAI, record what it is asked inside this recorder's steps.
 
-    ``send_headers=False`` keeps the run's ids from being sent to a server that is no Ratchet gateway.
+    Returns the same client. ``send_headers=False`` keeps the run's ids from being sent to a server that is no gateway.
     """
-    completions = client.chat.completions
-    untouched = completions.create
-    raw_create = completions.with_raw_response.create  # taken now: it must not call the wrapper
+    from openai import AsyncOpenAI
 
-    @functools.wraps(untouched)
-    async def create(*args: Any, **kwargs: Any) -> Any:
-        step = current_step.get()
-        if step is None or step.recorder is not recorder:
-            return await untouched(*args, **kwargs)
-        kwargs["messages"] = list(kwargs.get("messages") or [])  # an iterator could be read only once
-        asked = _asked(step, kwargs)
-        if send_headers:
-            base_call_id, _ = step.run.extended(asked["messages"])
-            kwargs["extra_headers"] = {
-                **step.headers(base_call_id=base_call_id),
-                **(kwargs.get("extra_headers") or {}),
-            }
-        started = time.perf_counter()
-        raw: Any = await raw_create(*args, **kwargs)
-        reply = raw.parse()
-        if call_id := raw.headers.get(CALL_ID_HEADER):
-            step.refer(call_id, model=asked.get("model"), model_version=raw.headers.get(MODEL_VERSION_HEADER))
-            if kwargs.get("stream") is not True:
-                step.run.remember(call_id, asked["messages"], message_of(reply.choices[0].message))
-            return reply
-        if kwargs.get("stream") is True:
-            return RecordedStream(reply, step, asked, started)
-        step.llm_call(**asked, response=reply, latency_ms=_ms_since(started))
-        return reply
-
-    completions.create = create  # type: ignore[method-assign]  # this is what wrapping is
+    is_async = isinstance(client, AsyncOpenAI)
+    for completions in (client.chat.completions, client.beta.chat.completions):
+        raw = {name: getattr(completions.with_raw_response, name) for name in METHODS}
+        vars(completions).pop(
+            "with_raw_response", None
+        )  # it holds the methods of before; it is made again when asked for
+        for name in METHODS:
+            _wrap(completions, name, raw[name], recorder, send_headers=send_headers, is_async=is_async)
+    for name in ("copy", "with_options"):
+        setattr(client, name, _wrapping(getattr(client, name), recorder, send_headers))
     return client
 
 
-def _asked(step: RunStep, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """A call's arguments as it records them: copied now, for an agent's list of messages grows."""
-    asked = {name: kwargs[name] for name, kind in ARGUMENTS.items() if isinstance(kwargs.get(name), kind)}
-    if isinstance(limit := kwargs.get("max_completion_tokens"), int):
-        asked["max_tokens"] = limit
-    messages = [message_of(message) for message in kwargs["messages"]]
-    asked["messages"] = step.recorder.copied(messages, "a call's messages") or []
-    return asked
+def _wrapping(make: Callable[..., C], recorder: Recording, send_headers: bool) -> Callable[..., C]:
+    @functools.wraps(make)
+    def made(*args: Any, **kwargs: Any) -> C:
+        return wrap_openai(make(*args, **kwargs), recorder, send_headers=send_headers)
+
+    return made
 
 
-def _ms_since(started: float) -> float:
-    return round((time.perf_counter() - started) * 1000, 3)
+def _wrap(
+    completions: Any, name: str, raw: Callable[..., Any], recorder: Recording, *, send_headers: bool, is_async: bool
+) -> None:
+    untouched = getattr(completions, name)
+    if getattr(untouched, "recorder", None) is recorder:
+        return
 
-
-class RecordedStream:
-    """The client's stream, handed on chunk by chunk; the call is recorded when it ends or is closed."""
-
-    def __init__(self, stream: Any, step: RunStep, asked: dict[str, Any], started: float) -> None:
-        self._stream = stream
-        self._step = step
-        self._asked = asked
-        self._started = started
-        self._reply = StreamedReply()
-        self._recorded = False
-
-    async def __anext__(self) -> Any:
+    @functools.wraps(untouched)
+    async def asked_async(*args: Any, **kwargs: Any) -> Any:
+        call = Asked.begun(recorder, kwargs, send_headers)
+        if call is None:
+            return await untouched(*args, **kwargs)
         try:
-            chunk = await self._stream.__anext__()
-        except BaseException:
-            self._record()
+            response = await (raw if call.wants is None else untouched)(*args, **kwargs)
+            return (
+                response if call.keeps(response, is_async=True) else call.handed_on(response.headers, response.parse())
+            )
+        except BaseException as error:
+            call.failed(error)
             raise
+
+    @functools.wraps(untouched)
+    def asked(*args: Any, **kwargs: Any) -> Any:
+        call = Asked.begun(recorder, kwargs, send_headers)
+        if call is None:
+            return untouched(*args, **kwargs)
         try:
-            self._reply.add(chunk.model_dump(mode="json", exclude_unset=True))
-        except Exception as error:  # a server's odd chunk is the agent's to judge, not ours to raise
-            self._step.recorder.refuse(f"a chunk of a stream was not recorded: {error!r}")
-        return chunk
+            response = (raw if call.wants is None else untouched)(*args, **kwargs)
+            return response if call.keeps(response) else call.handed_on(response.headers, response.parse())
+        except BaseException as error:
+            call.failed(error)
+            raise
 
-    def __aiter__(self) -> AsyncIterator[Any]:
-        return self
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-    async def close(self) -> None:
-        self._record()
-        await self._stream.close()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.close()
-
-    def _record(self) -> None:
-        if not self._recorded:
-            self._recorded = True
-            self._step.llm_call(**self._asked, response=self._reply.completion(), latency_ms=_ms_since(self._started))
+    method: Any = asked_async if is_async else asked
+    method.recorder = recorder
+    setattr(completions, name, method)
 
 
-class StreamedReply:
-    """The first choice of a stream's chunks, put together as the completion that was not streamed."""
+class Asked:
+    """One call that is being made: what it asks, and what is recorded, once, of what becomes of it. Raises nothing."""
 
-    def __init__(self) -> None:
-        self._whole: dict[str, Any] = {}
-        self._message: dict[str, Any] = {"role": "assistant", "content": None}
-        self._choice: dict[str, Any] = {"index": 0, "finish_reason": None}
-        self._tools: dict[int, dict[str, Any]] = {}
+    def __init__(self, step: RunStep, kwargs: Mapping[str, Any]) -> None:
+        self.step = step
+        self.started = time.perf_counter()
+        self.streams = kwargs.get("stream") is True
+        self.wants = next((v for k, v in (kwargs.get("extra_headers") or {}).items() if k == RAW_HEADER), None)
+        self.arguments = {name: kwargs[name] for name, kind in ARGUMENTS.items() if isinstance(kwargs.get(name), kind)}
+        if isinstance(limit := kwargs.get("max_completion_tokens"), int):
+            self.arguments["max_tokens"] = limit
+        messages = [message_of(message) for message in kwargs["messages"]]  # copied: an agent's list of messages grows
+        self.arguments["messages"] = step.recorder.copied(messages, "a call's messages") or []
+        self._told = False
 
-    def add(self, chunk: dict[str, Any]) -> None:
-        for name in ("id", "model", "usage", "prompt_token_ids"):
-            if chunk.get(name) is not None:
-                self._whole[name] = chunk[name]
-        for choice in chunk.get("choices") or []:
-            if choice.get("index", 0) == 0:
-                self._add_choice(choice)
+    @classmethod
+    def begun(cls, recorder: Recording, kwargs: dict[str, Any], send_headers: bool) -> Asked | None:
+        """None where there is nothing to record. May add headers to ``kwargs``."""
+        step = current_step.get()
+        if step is None or step.recorder is not recorder:
+            return None
+        for name in ("messages", "tools"):
+            if isinstance(given := kwargs.get(name), Iterable) and not isinstance(given, (str, list)):
+                kwargs[name] = list(given)  # an iterator could be read only once
+        with recorder.harmless("a call"):
+            call = cls(step, kwargs)
+            if send_headers:
+                base_call_id, _ = step.run.extended(call.arguments["messages"])
+                kwargs["extra_headers"] = {
+                    **step.headers(base_call_id=base_call_id),
+                    **(kwargs.get("extra_headers") or {}),
+                }
+            return call
+        return None
 
-    def _add_choice(self, choice: dict[str, Any]) -> None:
-        delta = choice.get("delta") or {}
-        for name, value in delta.items():
-            if name == "tool_calls":
-                for call in value or []:
-                    self._add_tool_call(call)
-            elif name == "role":
-                self._message["role"] = value or "assistant"
-            elif isinstance(value, str):
-                self._message[name] = (self._message.get(name) or "") + value
-        if choice.get("finish_reason"):
-            self._choice["finish_reason"] = choice["finish_reason"]
-        if token_ids := choice.get("token_ids"):
-            self._choice.setdefault("token_ids", []).extend(token_ids)
-        for name, tokens in (choice.get("logprobs") or {}).items():
-            if tokens:
-                self._choice.setdefault("logprobs", {}).setdefault(name, []).extend(tokens)
+    @property
+    def latency_ms(self) -> float:
+        return round((time.perf_counter() - self.started) * 1000, 3)
 
-    def _add_tool_call(self, part: dict[str, Any]) -> None:
-        known = self._tools.setdefault(part.get("index", len(self._tools)), {"function": {"name": "", "arguments": ""}})
-        for name in ("id", "type"):
-            if part.get(name):
-                known[name] = part[name]
-        for name, value in (part.get("function") or {}).items():
-            known["function"][name] = known["function"].get(name, "") + (value or "")
+    def keeps(self, response: Any, *, is_async: bool = False) -> bool:
+        """Whether the agent asked for the response itself: then it is recorded when it is parsed, or at once."""
+        if self.wants is None:
+            return False
+        parse = response.parse
 
-    def completion(self) -> dict[str, Any]:
-        """A completion as far as it came: ``finish_reason`` is null where the stream was cut."""
-        message = dict(self._message)
-        if self._tools:
-            message["tool_calls"] = [call for _, call in sorted(self._tools.items())]
-        return {**self._whole, "choices": [{**self._choice, "message": message}]}
+        @functools.wraps(parse)
+        def parsed(*args: Any, **kwargs: Any) -> Any:
+            return self.handed_on(response.headers, parse(*args, **kwargs))
+
+        @functools.wraps(parse)
+        async def parsed_async(*args: Any, **kwargs: Any) -> Any:
+            return self.handed_on(response.headers, await parse(*args, **kwargs))
+
+        response.parse = parsed_async if is_async and self.wants == "stream" else parsed
+        if not self.streams and self.wants != "stream":
+            response.parse()  # its body is here, and the client keeps what it has parsed
+        return True
+
+    def handed_on(self, headers: Mapping[str, str], reply: Any) -> Any:
+        """The reply, recorded; a stream is recorded when it ends."""
+        if self._told or reply is None:
+            return reply
+        with self.step.recorder.harmless("a reply"):
+            self._told = True
+            call_id = headers.get(CALL_ID_HEADER)
+            if call_id:
+                names = {"model": self.arguments.get("model"), "model_version": headers.get(MODEL_VERSION_HEADER)}
+                self.step.refer(call_id, **names)
+            if self.streams:
+                kind = AsyncRecordedStream if hasattr(reply, "__anext__") else RecordedStream
+                return kind(reply, functools.partial(self._streamed, call_id), self.step)
+            if not call_id:
+                self.step.llm_call(**self.arguments, response=message_of(reply), latency_ms=self.latency_ms)
+            elif reply.choices:
+                self._remember(call_id, message_of(reply.choices[0].message))
+        return reply
+
+    def failed(self, error: BaseException) -> None:
+        if not self._told:
+            self._told = True
+            self.step.failed_call(error, model=self.arguments.get("model"), latency_ms=self.latency_ms)
+
+    def _streamed(self, call_id: str | None, completion: dict[str, Any] | None, error: BaseException | None) -> None:
+        """What came of a stream, as far as it came: None where nothing did."""
+        if completion is None:
+            if error is not None and not call_id:
+                self._told = False
+                self.failed(error)
+        elif call_id:
+            self._remember(call_id, completion["choices"][0]["message"])
+        else:
+            why: dict[str, Any] = {} if error is None else {"error": type(error).__name__}
+            self.step.llm_call(**self.arguments, response=completion, latency_ms=self.latency_ms, **why)
+
+    def _remember(self, call_id: str, message: Any) -> None:
+        self.step.run.remember(call_id, self.arguments["messages"], self.step.recorder.copied(message, "a reply"))

@@ -13,7 +13,9 @@ import asyncio
 import contextlib
 import gzip
 import logging
+import os
 import threading
+import traceback
 from collections import deque
 from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass
@@ -37,6 +39,7 @@ HEADER_ROOM_BYTES = 1024
 CONNECT_PATIENCE_S = 3.0
 RECONNECT_PATIENCE_S = 1.0  # a broker that is away for longer is away: what waits goes to disk
 MAX_PAUSE_S = 2.0
+REDACT_AT_ONCE_BYTES = 32 * 1024  # about two milliseconds of the loop, which is the agent's
 
 
 @dataclass
@@ -117,12 +120,7 @@ class Publisher:
     # the agent's side ---------------------------------------------------------------------------
     def offer(self, message_id: str, data: bytes) -> bool:
         """Queue one event. False where it is too large or the queue is full; it is counted and never raises."""
-        if len(data) > MAX_EVENT_BYTES:
-            return self.refuse(f"an event of {len(data)} bytes is over the limit of {MAX_EVENT_BYTES}; send less of it")
-        if self._closing or len(self._queue) >= self._queue_max or self._queue_bytes > self._queue_max_bytes:
-            self.counts.dropped += 1
-            why = "the recorder is closed" if self._closing else f"{len(self._queue)} events wait unsent already"
-            self._fault(f"an event was dropped: {why}")
+        if not self.admits(len(data)):
             return False
         self._queue.append(_Event(self.subject, data, message_id, size_bytes=len(data)))
         self._queue_bytes += len(data)
@@ -131,6 +129,20 @@ class Publisher:
         self._empty.clear()
         self._wake.set()
         self.start()
+        return True
+
+    def admits(self, size_bytes: int, coming: int = 0, coming_bytes: int = 0) -> bool:
+        """Whether there is room for an event, with ``coming`` more on their way here. Where not, it is counted."""
+        if size_bytes > MAX_EVENT_BYTES:
+            return self.refuse(
+                f"an event of {size_bytes} bytes is over the limit of {MAX_EVENT_BYTES}; send less of it"
+            )
+        waiting, waiting_bytes = len(self._queue) + coming, self._queue_bytes + coming_bytes
+        if self._closing or waiting >= self._queue_max or waiting_bytes > self._queue_max_bytes:
+            self.counts.dropped += 1
+            why = "the recorder is closed" if self._closing else f"{waiting} events wait unsent already"
+            self._fault(f"an event was dropped: {why}")
+            return False
         return True
 
     def refuse(self, why: str) -> bool:
@@ -143,9 +155,21 @@ class Publisher:
         if self._closing or (self._task is not None and not self._task.done()):
             return
         with contextlib.suppress(RuntimeError):
+            loop = asyncio.get_running_loop()
+            if self._task is not None and self._task.get_loop() is not loop:
+                self._move_to_another_loop()
             if self._spool is not None and not self._spool_is_open and self._spool.directory.exists():
                 self._empty.clear()  # until it is known what an earlier process left there
-            self._task = asyncio.get_running_loop().create_task(self._run(), name="ratchet-publisher")
+            self._task = loop.create_task(self._run(), name="ratchet-publisher")
+
+    def _move_to_another_loop(self) -> None:
+        """An agent may call ``asyncio.run`` several times: what belonged to a loop that has ended is made anew."""
+        self._wake, self._empty = asyncio.Event(), asyncio.Event()
+        self._client = self._js = self._setting_aside = None
+        if self._queue or self.counts.spooled:
+            self._wake.set()
+        else:
+            self._empty.set()
 
     async def flush(self, timeout_s: float) -> int:
         """Wait until everything offered so far is acknowledged, at most ``timeout_s``. Returns what is unsent."""
@@ -159,9 +183,9 @@ class Publisher:
         unsent = await self.flush(timeout_s)
         self._closing = True
         if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+            while not self._task.done():  # a client that is busy closing may swallow one
+                self._task.cancel()
+                await asyncio.wait([self._task], timeout=0.5)
         if self._setting_aside is not None:
             await asyncio.wait([self._setting_aside])
         await self._disconnect()
@@ -177,9 +201,9 @@ class Publisher:
     # the background task --------------------------------------------------------------------------
     async def _run(self) -> None:
         pause_s = 0.05
-        if self._spool is not None and self._spool.directory.exists():
+        if self._spool is not None and not self._spool_is_open and self._spool.directory.exists():
             await self._open_spool()
-        while True:
+        while not self._closing:
             await self._wake.wait()
             try:
                 js = await self._connected()
@@ -190,7 +214,7 @@ class Publisher:
                 self._fault(f"the broker did not take an event yet: {error!r}")
             except Exception as error:  # the task must outlive whatever a library raises: the events wait in it
                 self._fault(f"publishing failed, and is tried again: {error!r}")
-                log.debug("publishing failed", exc_info=True)
+                log.debug("publishing failed here: %s", "".join(traceback.format_tb(error.__traceback__)))
             if self._client is None or not self._client.is_connected:
                 await self._set_aside()
             await asyncio.sleep(pause_s)
@@ -283,7 +307,11 @@ class Publisher:
         """Gives None for what is stored, else why it is not."""
         results: list[Exception | None] = [None] * len(window)
         ready: list[int] = []
+        redacted_bytes = 0
         for place, item in enumerate(window):
+            if not item.prepared and (redacted_bytes := redacted_bytes + len(item.data)) > REDACT_AT_ONCE_BYTES:
+                redacted_bytes = 0
+                await asyncio.sleep(0)
             try:
                 await self._prepare(item)
                 self._fits(item)
@@ -304,7 +332,7 @@ class Publisher:
                 else:
                     item.data = self._redacted(item.data)
             except Exception as error:  # an event that may hold a secret must not leave
-                raise NeverError(f"it could not be redacted: {error!r}") from error
+                raise NeverError(f"it could not be redacted: {type(error).__name__}") from None
             item.prepared = True
 
     def _fits(self, item: _Event) -> None:
@@ -392,6 +420,11 @@ class Publisher:
                 return
 
     def _fault(self, why: str) -> None:
+        """Say it once. What raises names what it was given, and the log is no place for what the wire must not see."""
+        try:
+            why = self._redacted.text(why)
+        except Exception:  # a redactor that fails on it: then nobody may see it
+            why = "something was not recorded, and what it was could not be redacted"
         if self.counts.last_error != why:
             log.warning("%s", why)
         self.counts.last_error = why
@@ -411,32 +444,56 @@ class ThreadedPublisher:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="ratchet-publisher", daemon=True)
         self._closed = False
+        self._process = os.getpid()
+        self._lock = threading.RLock()  # a redactor that is asked about a fault may itself record
+        self._coming = self._coming_bytes = 0  # handed over, and not in the queue yet
         self._thread.start()
 
     @property
     def counts(self) -> Counts:
         return self._publisher.counts
 
+    @property
+    def _gone(self) -> bool:
+        """Closed, or in a child of the process that has the thread."""
+        return self._closed or self._process != os.getpid()
+
     def start(self) -> None:
-        self._loop.call_soon_threadsafe(self._publisher.start)
+        if not self._gone:
+            self._loop.call_soon_threadsafe(self._publisher.start)
 
     def offer(self, message_id: str, data: bytes) -> bool:
-        """As ``Publisher.offer``; that the queue is full shows in ``counts`` alone."""
-        if not self._closed:
-            self._loop.call_soon_threadsafe(self._publisher.offer, message_id, data)
-        return not self._closed
+        """As ``Publisher.offer``, whose room is asked for here: the agent hears at once that there is none."""
+        if self._process != os.getpid():
+            return self.refuse("a recorder does not outlive a fork; make one in the process that records")
+        with self._lock:
+            if not self._publisher.admits(len(data), self._coming, self._coming_bytes):
+                return False
+            self._coming += 1
+            self._coming_bytes += len(data)
+            self._loop.call_soon_threadsafe(self._take, message_id, data)
+        return True
+
+    def _take(self, message_id: str, data: bytes) -> None:
+        with self._lock:
+            self._coming -= 1
+            self._coming_bytes -= len(data)
+        self._publisher.offer(message_id, data)
 
     def refuse(self, why: str) -> bool:
         return self._publisher.refuse(why)
 
     def flush(self, timeout_s: float) -> int:
-        return 0 if self._closed else self._wait_for(self._publisher.flush(timeout_s))
+        return self.counts.unsent if self._gone else self._wait_for(self._publisher.flush(timeout_s))
 
     def close(self, timeout_s: float) -> int:
-        if self._closed:
+        if self._gone:
             return self.counts.unsent
         unsent = self._wait_for(self._publisher.close(timeout_s))
-        self._closed = True
+        with self._lock:
+            if self._closed:  # by another thread
+                return unsent
+            self._closed = True
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()

@@ -15,16 +15,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
-from ratchet_sdk.events import EXPECTATION, MAX_EXPECTATIONS, Event, Wire, message_id, uuid7
+from ratchet_sdk.events import EXPECTATION, MAX_EXPECTATIONS, Event, RunId, Wire, message_id, uuid7
 from ratchet_sdk.publisher import Counts, Publisher, ThreadedPublisher
 from ratchet_sdk.redact import Redactor, secrets
 from ratchet_sdk.run import Run
 from ratchet_sdk.spool import Spool
-from ratchet_sdk.values import encoded, plain
+from ratchet_sdk.values import encoded, plain, words
 
 W = TypeVar("W", bound=Wire)
+
+_run_id: TypeAdapter[str] = TypeAdapter(RunId)
 
 
 class Recording:
@@ -82,17 +84,24 @@ class Recording:
         ``metric:NAME``, ``resolution:MARKET``): its window is not judged before, within the operator's limits.
 
         ``model`` is the policy's name where the gateway routes the run, else what the agent acts with (a name, or
-        ``{"name": ..., "version": ...}``). A ``started_at`` without a zone is local time.
+        ``{"name": ..., "version": ...}``). A ``started_at`` without a zone is local time. An id or a start that the
+        wire contract cannot hold is refused, counted, and one of ours stands in its place.
         """
         opening = {
             "scenario_id": scenario_id,
             "goal": goal,
             "model": {"name": model} if isinstance(model, str) else model,
-            "metadata": metadata or {},
+            "metadata": {} if metadata is None else metadata,
             "expects": self._expectations(expects),
         }
-        began = (started_at or datetime.now(UTC)).astimezone(UTC)
-        return Run(self, trajectory_id or str(uuid7()), began, self.copied(opening, "a trajectory's opening"))
+        run_id, began = str(uuid7()), datetime.now(UTC)
+        if trajectory_id is not None:
+            with self.harmless("a trajectory's own id"):  # it goes into headers too, where a wrong one would raise
+                run_id = _run_id.validate_python(trajectory_id)
+        if started_at is not None:
+            with self.harmless("a trajectory's own start"):
+                began = started_at.astimezone(UTC)
+        return Run(self, run_id, began, self.copied(opening, "a trajectory's opening"))
 
     def _expectations(self, expects: Iterable[str]) -> list[str]:
         """Those that can be read; the others are counted, and do not cost the run its beginning."""
@@ -114,7 +123,7 @@ class Recording:
         try:
             data = encoded(event)
         except Exception as error:  # whatever an agent put into it must not come back as an exception
-            return self.refuse(f"a {type(event).__name__} cannot be written as JSON: {error}")
+            return self.refuse(f"a {type(event).__name__} cannot be written as JSON: {words(error)}")
         return self.publisher.offer(message_id(self.agent_id, event.event_id), data)
 
     @property
@@ -132,12 +141,16 @@ class Recording:
         """Count something that cannot be recorded, and say why in the log. Returns False."""
         return self.publisher.refuse(why)
 
+    def harmless(self, what: str) -> Harmless:
+        """``with recorder.harmless("a reward"):`` what raises in it is refused, counted and goes no further."""
+        return Harmless(self, what)
+
     def copied(self, value: Any, what: str) -> Any:
         """A copy that JSON can carry; ``{}`` and a counted refusal where there is none."""
         try:
             return plain(value)
         except Exception as error:  # circular, or an object whose properties raise: the agent's own business
-            self.refuse(f"{what} was not recorded: {error}")
+            self.refuse(f"{what} was not recorded: {words(error)}")
             return {}
 
     def part(self, kind: type[W], values: Mapping[str, Any]) -> W | None:
@@ -154,6 +167,25 @@ class Recording:
             where = ".".join(str(part) for part in first["loc"])
             self.refuse(f"a {kind.__name__} was not recorded: {where}: {first['msg']}")
             return None
+
+
+class Harmless:
+    """Whatever an agent's values raise, its author shall not meet it; only what ends the task passes."""
+
+    __slots__ = ("_recorder", "_what")
+
+    def __init__(self, recorder: Recording, what: str) -> None:
+        self._recorder = recorder
+        self._what = what
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> bool:
+        if not isinstance(error, Exception):
+            return False
+        self._recorder.refuse(f"{self._what} was not recorded: {words(error)}")
+        return True
 
 
 def _signing(credentials: str | Path | None) -> dict[str, Any]:

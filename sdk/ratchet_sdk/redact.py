@@ -14,9 +14,15 @@ from pydantic_core import SchemaValidator, core_schema, from_json, to_json
 
 Redactor = Callable[[str], str]
 
-# What places an event and says who answered: never text of an agent's.
-KEPT = frozenset(
-    {"schema", "event_id", "kind", "policy", "trajectory_id", "started_at", "occurred_at", "call_id", "base_call_id"}
+# What places an event and a call: never text of an agent's. Elsewhere the same names are ordinary fields.
+KEPT = frozenset({"schema", "event_id", "kind", "policy", "trajectory_id", "started_at", "occurred_at"})
+KEPT_OF_CALLS = frozenset({"call_id", "base_call_id"})
+CALLS = ("call", "llm_calls")
+
+# In the name of what holds a password or the like.
+TELLING = (
+    *("api_key", "apikey", "api-key", "secret", "passw"),
+    *(f"{kind}{joint}token" for kind in ("access", "auth", "refresh") for joint in ("", "_", "-")),
 )
 
 # Each kind: words of which one must be there at all (in lower case: finding a word is far cheaper than an expression),
@@ -46,9 +52,12 @@ KINDS: list[tuple[str, tuple[str, ...], re.Pattern[str]]] = [
     ("password", ("://",), re.compile(r"(?<=://)[^\s:/@\"']{0,100}+:[^\s/@\"']{1,200}+(?=@)")),  # of an address
     (
         "password",
-        ("api_key", "apikey", "api-key", "secret", "passw", "access_token", "accesstoken", "access-token"),
+        TELLING,
         re.compile(
-            r"""(?i)\b(?:api[_-]?key|secret|password|passwd|access[_-]?token)\b["']?\s{0,3}[:=]\s{0,3}(?!\[)["']?[^\s"',;&\[]{6,200}"""
+            r"""(?i)\b(?:[a-z0-9]{1,20}[_-]){0,3}
+                (?:api[_-]?key|secret(?:[_-](?:access[_-])?key)?|password|passwd|(?:access|auth|refresh)[_-]?token)
+                \b["']?\s{0,3}[:=]\s{0,3}(?!\[)["']?[^\s"',;&\[]{6,200}""",
+            re.VERBOSE,
         ),
     ),
 ]
@@ -142,7 +151,7 @@ class Redaction:
         if redactor is secrets and not self._touched and as_written and not suspect(data.decode()):
             return data
         event = from_json(data)
-        clean = {name: value if name in KEPT else _walk(value, redactor) for name, value in event.items()}
+        clean = {name: value if name in KEPT else _walk(value, redactor, name) for name, value in event.items()}
         calls = [*_calls(clean)]
         if calls != [*_calls(event)]:
             self._remember(event.get("trajectory_id"))
@@ -150,6 +159,10 @@ class Redaction:
             for call in calls:
                 _without_tokens(call)
         return data if clean == event else to_json(clean)
+
+    def text(self, text: str) -> str:
+        """A text of our own, which may quote an agent's."""
+        return text if self._redactor is None else self._redactor(text)
 
     def _remember(self, trajectory_id: str) -> None:
         self._touched[trajectory_id] = None
@@ -165,18 +178,35 @@ def _calls(event: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 def _without_tokens(call: dict[str, Any]) -> None:
     call.pop("prompt_token_ids", None)
-    if isinstance(response := call.get("response"), dict):
-        for name in ("token_ids", "logprobs"):
-            response.pop(name, None)
+    for choice in (call.get("response"), *(call.get("other_choices") or [])):
+        if isinstance(choice, dict):
+            choice.pop("token_ids", None)
+            choice.pop("logprobs", None)
 
 
-def _walk(value: Any, redactor: Redactor) -> Any:
+def _walk(value: Any, redactor: Redactor, top: str = "") -> Any:
+    """``top``: the event's own field that this is."""
     match value:
         case str():
             return redactor(value)
         case dict():
-            return {redactor(k): v if k in KEPT else _walk(v, redactor) for k, v in value.items()}
+            kept = KEPT_OF_CALLS if top in CALLS else frozenset()
+            return {redactor(k): v if k in kept else _named(k, v, redactor) for k, v in value.items()}
         case list():
-            return [_walk(item, redactor) for item in value]
+            return [_walk(item, redactor, top if top == "llm_calls" else "") for item in value]
         case _:
             return value
+
+
+def _named(name: str, value: Any, redactor: Redactor) -> Any:
+    """A field's value. ``{"password": "..."}`` is one secret in two texts, of which neither shows it alone."""
+    clean = _walk(value, redactor)
+    if redactor is secrets and isinstance(value, str) and clean == value and _tells(name):
+        together = f"{name}={value}"
+        return value if secrets(together) == together else "[password]"
+    return clean
+
+
+def _tells(name: str) -> bool:
+    lower = name.lower()
+    return any(word in lower for word in TELLING)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import math
+import weakref
 from collections import deque
 from collections.abc import Mapping
 from contextvars import ContextVar, Token
@@ -23,7 +23,7 @@ from ratchet_sdk.events import (
     TrajectoryStarted,
     uuid7,
 )
-from ratchet_sdk.values import call_id_of, message_of, reply_fields, words
+from ratchet_sdk.values import call_id_of, finite, message_of, reply_fields, words
 
 if TYPE_CHECKING:
     from ratchet_sdk.recorder import Recording
@@ -49,6 +49,7 @@ class Run:
         self._final: dict[str, Any] = {}
         self._metrics: dict[str, Any] = {}
         self._conversations: deque[Conversation] = deque(maxlen=CONVERSATIONS)
+        self.open_streams: weakref.WeakSet[Any] = weakref.WeakSet()  # of replies that are not read to their end
         self._began = False
         self._ended = False
 
@@ -63,20 +64,24 @@ class Run:
         """The next step, to be entered with ``async with`` or ``with``; it is recorded when it is left."""
         number = self._steps
         self._steps += 1
-        return RunStep(self, number, self.recorder.copied(environment or {}, "an environment"))
+        return RunStep(self, number, {} if environment is None else self.recorder.copied(environment, "an environment"))
 
     def final(self, values: Mapping[str, Any] | None = None, /, **more: Any) -> None:
         """State at the end (balance, profit, ...), as the agent sees it."""
-        self._final.update(self.recorder.copied({**(values or {}), **more}, "a final state"))
+        with self.recorder.harmless("a final state"):
+            self._final.update(self.recorder.copied({**({} if values is None else values), **more}, "a final state"))
 
     def metrics(self, values: Mapping[str, Any] | None = None, /, **more: Any) -> None:
-        self._metrics.update(self.recorder.copied({**(values or {}), **more}, "metrics"))
+        with self.recorder.harmless("metrics"):
+            self._metrics.update(self.recorder.copied({**({} if values is None else values), **more}, "metrics"))
 
     def end(self, status: Status = "completed", *, error: str | None = None) -> None:
         """Record the end, once; ``async with`` does it."""
         if self._ended:
             return
         self._ended = True
+        for stream in list(self.open_streams):
+            stream.record()
         values = {"status": status, "step_count": self._steps, "final": self._final, "metrics": self._metrics}
         self.emit(TrajectoryEnded, values if error is None else {**values, "error": error})
 
@@ -142,8 +147,10 @@ class Conversation:
     lost: int
 
 
-def _bare(message: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in message.items() if value is not None}
+def _bare(message: Any) -> Any:
+    return (
+        {name: value for name, value in message.items() if value is not None} if isinstance(message, dict) else message
+    )
 
 
 class RunStep:
@@ -156,6 +163,7 @@ class RunStep:
         self._environment = environment
         self._accesses: list[ProviderAccess] = []
         self._calls: list[LlmCall] = []
+        self._failed: list[dict[str, Any]] = []
         self._action: Action | None = None
         self._reward: float | None = None
         self._left = False
@@ -180,8 +188,10 @@ class RunStep:
         ``call`` is the id (response header ``X-Ratchet-Call-Id``), a raw response, or the reply, whose ``id`` it
         is. ``more`` may name ``purpose`` and ``action_type``.
         """
-        call_id = call_id_of(call)
-        self._add(self.recorder.part(LlmCall, {**more, "call_id": call_id}))
+        call_id = ""
+        with self.recorder.harmless("a reference to a call"):
+            call_id = call_id_of(call)
+            self._add(self.recorder.part(LlmCall, {**more, "call_id": call_id}))
         return call_id
 
     def llm_call(self, *, messages: list[Any], response: Any = None, call_id: str | None = None, **more: Any) -> str:
@@ -191,18 +201,24 @@ class RunStep:
         ``response`` is an OpenAI choice (object or dict), a whole chat completion, or the reply's text. ``more``
         are the other fields of ``ratchet_sdk.events.LlmCall``: model, purpose, tools, temperature, usage, ...
         """
-        call_id = call_id or str(uuid7())
-        known = reply_fields(response) if response is not None else {}
-        prompt = [message_of(message) for message in messages]
-        values = self.recorder.copied({**known, **more, "call_id": call_id, "messages": prompt}, "a LlmCall")
-        call = self.recorder.built(LlmCall, values) if values else None
-        if call is not None and call.base_call_id is None:
-            call.base_call_id, new = self.run.extended(call.messages)
-            if isinstance(reply := (call.response or {}).get("message"), dict):
-                self.run.remember(call_id, call.messages, reply)
-            call.messages = new
-        self._add(call)
+        call_id = str(uuid7()) if call_id is None else call_id
+        with self.recorder.harmless("a LlmCall"):
+            known = reply_fields(response) if response is not None else {}
+            prompt = [message_of(message) for message in messages]
+            values = self.recorder.copied({**known, **more, "call_id": call_id, "messages": prompt}, "a LlmCall")
+            call = self.recorder.built(LlmCall, values) if values else None
+            if call is not None and call.base_call_id is None:
+                call.base_call_id, new = self.run.extended(call.messages)
+                if isinstance(reply := (call.response or {}).get("message"), dict):
+                    self.run.remember(call_id, call.messages, reply)
+                call.messages = new
+            self._add(call)
         return call_id
+
+    def failed_call(self, error: BaseException, **more: Any) -> None:
+        """Say that a model call came to nothing. It is no call that could be trained on: it stands beside them."""
+        with self.recorder.harmless("a failed call"):
+            self._failed.append(self.recorder.copied({**more, "error": words(error)}, "a failed call"))
 
     def provider_access(
         self, provider: str, *, query: Any = None, purpose: str | None = None, data: Any = None
@@ -235,10 +251,8 @@ class RunStep:
 
     def reward(self, value: float) -> None:
         """The agent's own opinion of the step: kept, and never what is trained on."""
-        if isinstance(value, (int, float)) and math.isfinite(value):
-            self._reward = float(value)
-        else:
-            self.recorder.refuse("a reward was not recorded: it must be a finite number")
+        with self.recorder.harmless("a reward"):
+            self._reward = finite(value)
 
     def _add(self, call: LlmCall | None) -> None:
         if call is None:
@@ -282,5 +296,6 @@ class RunStep:
                 "llm_calls": self._calls,
                 "action": self._action,
                 "reward": self._reward,
+                "failed_calls": self._failed or None,
             },
         )

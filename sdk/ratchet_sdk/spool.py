@@ -135,7 +135,7 @@ class Spool:
         return found
 
     def done(self, last: Spooled, events: int) -> None:
-        """The ``events`` oldest, up to ``last``, are acknowledged or refused for good."""
+        """The ``events`` oldest, up to ``last``, are done with for good. A full disk is no error here."""
         self._begin = last.place
         self.pending -= events
         if not self.pending and self._tail is not None:
@@ -143,11 +143,12 @@ class Spool:
             self._tail = None
         for segment in sorted(self._bytes):
             if segment < last.place[0] or not self.pending:
-                self._path(segment).unlink()
+                self._path(segment).unlink(missing_ok=True)
                 del self._bytes[segment]
         temporary = self.directory / "position.new"
-        temporary.write_text(f"{self._begin[0]} {self._begin[1]}\n")
-        temporary.replace(self.directory / "position")
+        with contextlib.suppress(OSError):  # it lies behind then, and what is sent twice is stored once
+            temporary.write_text(f"{self._begin[0]} {self._begin[1]}\n")
+            temporary.replace(self.directory / "position")
 
     def _write(self, record: bytes) -> None:
         last = max(self._bytes, default=self._begin[0])

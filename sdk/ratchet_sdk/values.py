@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,11 +11,21 @@ from pydantic_core import PydanticSerializationError, to_jsonable_python
 
 CALL_ID_HEADER = "X-Ratchet-Call-Id"
 MAX_WORDS = 2000
+PARSED: Any = {"parsed": True, "tool_calls": {"__all__": {"function": {"parsed_arguments"}}}}
+PARSED_CHOICES: Any = {"choices": {"__all__": {"message": PARSED}}}
 
 
 def plain(value: Any) -> Any:
-    """A deep copy made of what JSON has. Raises ValueError for a circular value."""
-    return to_jsonable_python(value, fallback=_stand_in, bytes_mode="base64")
+    """A deep copy made of what JSON has. Raises ValueError for a circular value.
+
+    Bytes that are text become that text, so that a redactor sees what they say; where any are not, all are base64.
+    """
+    try:
+        return to_jsonable_python(value, fallback=_stand_in, bytes_mode="utf8")
+    except UnicodeDecodeError:
+        return to_jsonable_python(value, fallback=_stand_in, bytes_mode="base64")
+    except UnicodeEncodeError:  # half a surrogate pair as a key; as a value it passes, and ``encoded`` mends it
+        return plain(_without_surrogates(value))
 
 
 def _stand_in(value: Any) -> Any:
@@ -47,7 +58,21 @@ def _without_surrogates(value: Any) -> Any:
 
 
 def words(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"[:MAX_WORDS]
+    """What an error says, or its type alone where it cannot even say that."""
+    try:
+        return f"{type(error).__name__}: {error}"[:MAX_WORDS]
+    except Exception:  # an exception of the agent's own
+        return type(error).__name__
+
+
+def finite(value: Any) -> float:
+    """A finite number of any library. Raises ValueError."""
+    if isinstance(value, (str, bytes)):
+        raise ValueError("it must be a number")
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError("it must be finite")
+    return number
 
 
 def call_id_of(call: Any) -> str:
@@ -61,20 +86,27 @@ def call_id_of(call: Any) -> str:
 
 
 def message_of(message: Any) -> Any:
-    """A chat message as it goes over the wire; the client's own objects lose the fields that nobody set."""
-    return message.model_dump(mode="json", exclude_unset=True) if isinstance(message, BaseModel) else message
+    """A chat message, or a reply, as it goes over the wire.
+
+    The client's own objects lose the fields that nobody set, and what ``parse()`` made of a reply's text.
+    """
+    if not isinstance(message, BaseModel):
+        return message
+    whole = "choices" in type(message).model_fields
+    return message.model_dump(
+        mode="json", exclude_unset=True, exclude=PARSED_CHOICES if whole else PARSED, warnings=False
+    )
 
 
 def reply_fields(response: Any) -> dict[str, Any]:
     """What a reply says about its call: the choice, and of a whole completion also model, usage and token ids.
 
     Takes a completion or a choice, as the OpenAI client's object or as a dict, or the reply's text. Of several
-    choices the first is kept.
+    choices the first is the response, the rest are kept beside it as ``other_choices``.
     """
     if isinstance(response, str):
         return {"response": {"finish_reason": "stop", "message": {"role": "assistant", "content": response}}}
-    if isinstance(response, BaseModel):
-        response = response.model_dump(mode="json", exclude_unset=True)
+    response = message_of(response)
     if not isinstance(response, Mapping) or not isinstance(choices := response.get("choices"), list):
         return {"response": response}
     fields = {
@@ -82,5 +114,6 @@ def reply_fields(response: Any) -> dict[str, Any]:
         "model_version": response.get("model"),
         "usage": response.get("usage"),
         "prompt_token_ids": response.get("prompt_token_ids"),
+        "other_choices": choices[1:] or None,
     }
     return {name: value for name, value in fields.items() if value is not None}

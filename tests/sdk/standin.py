@@ -31,6 +31,7 @@ class Provider:
         self.asked: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
         self.url = ""
+        self.odd: Any = []
 
     async def complete(self, request: Request) -> Response:
         body = await request.json()
@@ -41,15 +42,18 @@ class Provider:
         head = {"id": call_id, "created": 1, "model": "m-1"}
         if body["messages"][-1]["content"] == "fail":
             return JSONResponse({"error": {"message": "no"}}, 400)
+        if body["messages"][-1]["content"] == "odd":
+            return JSONResponse({**head, "object": "chat.completion", "choices": self.odd}, headers=named)
         if body.get("stream"):
             return StreamingResponse(self._chunks(head, body), media_type="text/event-stream", headers=named)
-        message = {"role": "assistant", "content": "buy"}
+        said = '{"side": "buy"}' if body.get("response_format") else "buy"
+        message = {"role": "assistant", "content": said}
         choice = {"index": 0, "finish_reason": "stop", "message": message, "logprobs": LOGPROBS, "token_ids": [5, 6]}
         usage = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
         whole = {
             **head,
             "object": "chat.completion",
-            "choices": [choice],
+            "choices": [{**choice, "index": number} for number in range(body.get("n") or 1)],
             "usage": usage,
             "prompt_token_ids": [1, 2, 3],
         }
@@ -67,6 +71,9 @@ class Provider:
             yield chunk({}, finish_reason="tool_calls")
         else:
             yield chunk({"content": "bu"}, token_ids=[5], logprobs=LOGPROBS)
+            if body["messages"][-1]["content"] == "break off":
+                yield b'data: {"error": {"message": "broken off"}}\n\n'
+                return
             yield chunk({"content": "y"}, token_ids=[6], logprobs=LOGPROBS)
             yield chunk({}, finish_reason="stop")
         usage = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}

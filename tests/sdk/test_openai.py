@@ -2,53 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-
 import openai
 import pytest
 from openai import AsyncOpenAI
-from openai.types.chat import ChatCompletionMessageParam
 from ratchet_sdk import Recorder
-from ratchet_sdk.events import LlmCall, LlmCallMade, Step
+from ratchet_sdk.events import Step
 from ratchet_sdk.openai import wrap_openai
 
 from services.cli.embedded import NatsServer
 from shared.bus import Bus
-from tests.sdk.standin import LOGPROBS, Provider, serving
+from tests.sdk.asking import ASK, FAIL, calls, client_of
+from tests.sdk.standin import LOGPROBS, Provider
 from tests.sdk.stored import stored
-
-ASK: list[ChatCompletionMessageParam] = [{"role": "user", "content": "?"}]
-
-
-@pytest.fixture
-async def recorder(nats_server: NatsServer, bus: Bus) -> AsyncIterator[Recorder]:
-    async with Recorder(nats_server.url, "agent-1") as opened:
-        yield opened
-
-
-@pytest.fixture
-async def provider() -> AsyncIterator[Provider]:
-    async with serving(Provider()) as running:
-        yield running
-
-
-@pytest.fixture
-async def gateway() -> AsyncIterator[Provider]:
-    async with serving(Provider(gateway=True)) as running:
-        yield running
-
-
-def client_of(provider: Provider, recorder: Recorder) -> AsyncOpenAI:
-    return wrap_openai(AsyncOpenAI(base_url=provider.url, api_key="k", max_retries=0), recorder)
-
-
-async def calls(recorder: Recorder, bus: Bus) -> list[LlmCall]:
-    assert await recorder.flush() == 0
-    assert recorder.counts.refused == 0
-    events = [message.event for message in await stored(bus)]
-    return [call for event in events if isinstance(event, Step) for call in event.llm_calls] + [
-        event.call for event in events if isinstance(event, LlmCallMade)
-    ]
 
 
 async def test_elsewhere_the_whole_call_is_recorded(provider: Provider, recorder: Recorder, bus: Bus) -> None:
@@ -181,10 +146,19 @@ async def test_ids_stay_here_where_that_is_asked(provider: Provider, recorder: R
     assert call.messages == ASK
 
 
-async def test_an_error_of_the_server_is_the_agents_as_it_was(provider: Provider, recorder: Recorder, bus: Bus) -> None:
+async def test_an_error_of_the_server_is_recorded_and_the_agents_as_it_was(
+    provider: Provider, recorder: Recorder, bus: Bus
+) -> None:
     client = client_of(provider, recorder)
-    with pytest.raises(openai.BadRequestError):
+    with pytest.raises(openai.BadRequestError) as bare:
+        await AsyncOpenAI(base_url=provider.url, api_key="k").chat.completions.create(model="m", messages=FAIL)
+    with pytest.raises(openai.BadRequestError) as met:
         async with recorder.trajectory() as run, run.step():
-            await client.chat.completions.create(model="m", messages=[{"role": "user", "content": "fail"}])
+            await client.chat.completions.create(model="m", messages=FAIL)
+    assert (str(met.value), met.value.body) == (str(bare.value), bare.value.body)
     assert await calls(recorder, bus) == []
     assert recorder.counts.published == 3
+    [step] = [message.event for message in await stored(bus) if isinstance(message.event, Step)]
+    assert step.model_extra is not None
+    [failed] = step.model_extra["failed_calls"]
+    assert (failed["model"], failed["error"]) == ("m", f"BadRequestError: {met.value}")

@@ -21,6 +21,9 @@ SAMPLES = {
     "Authorization: Bearer abcdef.012345-xyz": "Authorization: [token]",
     "postgresql://ratchet:hunter22@db:5432/x": "postgresql://[password]@db:5432/x",
     "password = hunter22hunter": "[password]",
+    "export MY_DB_PASSWORD=hunter22hunter": "export [password]",
+    '{"client_secret": "hunter22", "n": 1}': '{"[password]", "n": 1}',
+    "AWS_SECRET_ACCESS_KEY: aaaabbbbcccc": "[password]",
     "write to jane.doe+x@mail.example.co.uk, please": "write to [email], please",
     "4111 1111 1111 1111 and 4111-1111-1111-1111": "[card] and [card]",
 }
@@ -68,6 +71,34 @@ def test_every_text_of_an_event_is_seen_and_its_place_is_kept() -> None:
     assert {name: clean[name] for name in list(event)[:4]} == dict(list(event.items())[:4])
 
 
+def test_a_name_that_places_an_event_keeps_nothing_safe_elsewhere() -> None:
+    """``kind``, ``policy``, ``schema``, ``call_id`` are ordinary names in what an agent hands over."""
+    names = ["kind", "policy", "schema", "event_id", "trajectory_id", "started_at", "call_id", "base_call_id"]
+    hidden = dict.fromkeys(names, KEY)
+    event = {
+        "kind": "step",
+        "environment": hidden,
+        "action": {"parameters": hidden},
+        "llm_calls": [{"call_id": "c", "messages": [hidden], "tools": [hidden]}],
+    }
+    for escaped in ("", "\n"):
+        clean = json.loads(redacted(json.dumps({**event, "note": escaped}).encode(), secrets))
+        assert KEY not in json.dumps(clean)
+        assert (clean["kind"], clean["llm_calls"][0]["call_id"]) == ("step", "c")
+
+
+@pytest.mark.parametrize("note", ["", "\n"])  # an escape sends the event the longer way
+def test_a_field_whose_name_says_what_it_holds_is_emptied(note: str) -> None:
+    event = {
+        "note": note,
+        "environment": {"password": "correct horse", "db": {"API-Key": "aaaabbbbcccc"}, "passwords_tried": 3},
+        "action": {"parameters": {"secret": "[password]", "text": "hunter22"}},
+    }
+    clean = json.loads(redacted(json.dumps(event).encode(), secrets))
+    assert clean["environment"] == {"password": "[password]", "db": {"API-Key": "[password]"}, "passwords_tried": 3}
+    assert clean["action"] == event["action"]
+
+
 def test_tokens_do_not_spell_out_what_was_replaced() -> None:
     def event(run: str, *contents: str) -> dict[str, Any]:
         calls = [
@@ -92,6 +123,10 @@ def test_tokens_do_not_spell_out_what_was_replaced() -> None:
     assert told(event("a", "hello", KEY)) == [bare, bare]
     assert told(event("a", "after it")) == [bare]  # its prompt's tokens hold the calls before it
     assert told(event("b", "another run")) == [whole]
+    beside = event("d", KEY)
+    beside["llm_calls"][0]["other_choices"] = [beside["llm_calls"][0]["response"]]
+    [call] = json.loads(redaction(json.dumps(beside).encode()))["llm_calls"]
+    assert call["other_choices"] == [{"finish_reason": "stop"}]
     single = {"trajectory_id": "c", "call": event("", KEY)["llm_calls"][0]}
     assert "prompt_token_ids" not in json.loads(redaction(json.dumps(single).encode()))["call"]
 
@@ -135,7 +170,8 @@ def test_an_event_is_looked_at_as_its_texts_are(text: str, ascii_only: bool) -> 
 
 @pytest.mark.timeout(20)
 @pytest.mark.parametrize(
-    "evil", ["@a.b", "1 ", "1", "eyJ", "://", "api_key=", "sk-", "bearer ", "-----BEGIN PRIVATE KEY-----", "a"]
+    "evil",
+    ["@a.b", "1 ", "1", "eyJ", "://", "api_key=", "sk-", "bearer ", "-----BEGIN PRIVATE KEY-----", "a", "secret_a-"],
 )
 def test_hostile_text_costs_no_more_than_its_length(evil: str) -> None:
     secrets(evil * (1_000_000 // len(evil)))  # a quadratic expression would not come back

@@ -108,6 +108,18 @@ def test_a_disk_that_refuses_leaves_what_was_there(tmp_path: Path, monkeypatch: 
     assert told(opened(tmp_path)) == events(1, 4)
 
 
+def test_a_position_that_cannot_be_written_counts_nothing_twice(tmp_path: Path) -> None:
+    """A full disk is where a spool is used: an error after the acks would have the same window counted again."""
+    spool = opened(tmp_path)
+    spool.append(events(1, 2, 3, 4))
+    (tmp_path / "position.new").mkdir()  # as unwritable as on a full disk
+    spool.done(spool.read(2, 10**9)[-1], 2)
+    assert (spool.pending, told(spool)) == (2, events(3, 4))
+    spool.close()
+    again = opened(tmp_path)
+    assert told(again) == events(1, 2, 3, 4)  # the position lies behind: sent again, stored once
+
+
 @given(st.lists(st.tuples(st.sampled_from(["append", "done", "again"]), st.integers(1, 9)), max_size=30))
 def test_any_sequence_keeps_a_queue(tmp_path_factory: pytest.TempPathFactory, moves: list[tuple[str, int]]) -> None:
     directory = tmp_path_factory.mktemp("spool")
