@@ -3,7 +3,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import torch
 
 from services.trainer.base import create_corpus_base
 from shared.artifacts import Artifact, DirectoryStore
@@ -16,6 +15,8 @@ CORPUS = [[{"role": "user", "content": "buy hold sell wait the market is up and 
 @pytest.fixture(scope="session")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny checkpoint: two layers, width 32."""
+    import torch  # here, so that the tests of the ART engine run in a venv that has none
+
     torch.set_num_threads(1)
     directory = tmp_path_factory.mktemp("base")
     create_corpus_base(CORPUS, directory, 0, vocabulary=300, width=32)

@@ -18,15 +18,15 @@ from shared.database import Pool
 from shared.trajectories import load
 
 ROOT = Path(__file__).parents[2]
-BESIDE = ROOT / ".ratchet" / "bench" / "art" / "bin" / "python"  # where .ci/run and bench.judge install it
+BESIDE = ROOT / ".ratchet" / "bench" / "art"  # where .ci/run and bench.judge install it
 
 
 def art_python() -> str:
     """A Python that has ART; skips the test where there is none."""
     if importlib.util.find_spec("art") is not None:
         return sys.executable
-    if BESIDE.exists():
-        return str(BESIDE)
+    if (BESIDE / ".installed").exists():
+        return str(BESIDE / "bin" / "python")
     assert not os.environ.get("CI"), "CI installs openpipe-art, so that this test runs there"
     pytest.skip("openpipe-art is not installed: pip install 'ratchet[art]', or python -m bench.judge")
 
