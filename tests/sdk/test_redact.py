@@ -22,6 +22,7 @@ SAMPLES = {
     "postgresql://ratchet:hunter22@db:5432/x": "postgresql://[password]@db:5432/x",
     "password = hunter22hunter": "[password]",
     "write to jane.doe+x@mail.example.co.uk, please": "write to [email], please",
+    "4222222222222": "[card]",
     "4111 1111 1111 1111 and 4111-1111-1111-1111": "[card] and [card]",
 }
 HARMLESS = [
