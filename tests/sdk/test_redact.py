@@ -134,6 +134,14 @@ def test_an_event_is_looked_at_as_its_texts_are(text: str, ascii_only: bool) -> 
     assert json.loads(redacted(data, secrets))["environment"]["x"] == secrets(text)
 
 
+@pytest.mark.parametrize("spelt", ["\\u0073k-proj-", "s\\u006b-proj-"])
+def test_a_secret_that_is_spelt_with_escapes_is_found(spelt: str) -> None:
+    data = b'{"environment":{"x":"%b"}}' % (spelt + "a1B2" * 6).encode()
+    assert json.loads(redacted(data, secrets)) == {"environment": {"x": "[key]"}}
+    address = rb'{"environment":{"x":"postgresql:\/\/ratchet:hunter22@db/x"}}'
+    assert json.loads(redacted(address, secrets)) == {"environment": {"x": "postgresql://[password]@db/x"}}
+
+
 @pytest.mark.timeout(20)
 @pytest.mark.parametrize(
     "evil", ["@a.b", "1 ", "1", "eyJ", "://", "api_key=", "sk-", "bearer ", "-----BEGIN PRIVATE KEY-----", "a"]
