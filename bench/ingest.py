@@ -341,7 +341,7 @@ async def measure(events: int, size_bytes: int, home: Path, progress: Progress) 
             say(f"{number} recorders")
             replicas[str(number)] = (await at_once(stage, pool, events, size_bytes, number))["committed_per_s"]
             sizes["1KiB"]["lost"] += (await counted(stage, pool))["lost"]
-    return {"events": events, "event_bytes": size_bytes, **sizes.pop("1KiB"), "sizes": sizes, "replicas": replicas}
+    return {"events": events, "event_bytes": size_bytes, **sizes["1KiB"], "sizes": sizes, "replicas": replicas}
 
 
 async def counted(stage: Stage, pool: database.Pool) -> dict[str, int]:

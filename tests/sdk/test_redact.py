@@ -25,6 +25,7 @@ SAMPLES = {
     '{"client_secret": "hunter22", "n": 1}': '{"[password]", "n": 1}',
     "AWS_SECRET_ACCESS_KEY: aaaabbbbcccc": "[password]",
     "write to jane.doe+x@mail.example.co.uk, please": "write to [email], please",
+    "4222222222222": "[card]",
     "4111 1111 1111 1111 and 4111-1111-1111-1111": "[card] and [card]",
 }
 HARMLESS = [
@@ -166,6 +167,14 @@ def test_an_event_is_looked_at_as_its_texts_are(text: str, ascii_only: bool) -> 
     text = text.encode("utf-8", "replace").decode()
     data = json.dumps({"environment": {"x": text}}, ensure_ascii=ascii_only).encode()
     assert json.loads(redacted(data, secrets))["environment"]["x"] == secrets(text)
+
+
+@pytest.mark.parametrize("spelt", ["\\u0073k-proj-", "s\\u006b-proj-"])
+def test_a_secret_that_is_spelt_with_escapes_is_found(spelt: str) -> None:
+    data = b'{"environment":{"x":"%b"}}' % (spelt + "a1B2" * 6).encode()
+    assert json.loads(redacted(data, secrets)) == {"environment": {"x": "[key]"}}
+    address = rb'{"environment":{"x":"postgresql:\/\/ratchet:hunter22@db/x"}}'
+    assert json.loads(redacted(address, secrets)) == {"environment": {"x": "postgresql://[password]@db/x"}}
 
 
 @pytest.mark.timeout(20)
