@@ -18,10 +18,11 @@ from typing import Any, Self, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from ratchet_sdk.events import EXPECTATION, MAX_EXPECTATIONS, Event, RunId, Wire, message_id, uuid7
-from ratchet_sdk.publisher import Counts, Publisher, ThreadedPublisher
+from ratchet_sdk.publisher import Counts, Publisher
 from ratchet_sdk.redact import Redactor, secrets
 from ratchet_sdk.run import Run
 from ratchet_sdk.spool import Spool
+from ratchet_sdk.threaded import ThreadedPublisher
 from ratchet_sdk.values import encoded, plain, words
 
 W = TypeVar("W", bound=Wire)

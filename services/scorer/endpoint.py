@@ -16,7 +16,6 @@ import httpx
 import openai
 from pydantic import BaseModel
 
-from services.scorer.connections import http_client
 from services.scorer.ruler_prompt import Question
 from services.scorer.settings import ScorerSettings
 from services.scorer.streamed import joined
@@ -130,12 +129,13 @@ class Endpoint:
                 response = await self.client.post("/chat/completions", cast_to=httpx.Response, body=body)
                 return _answer(response)
         except (TimeoutError, openai.APITimeoutError) as error:
+            if isinstance(error.__cause__, httpx.ConnectTimeout):  # what aiohttp's transport calls a refusal, too
+                raise _unreached(error.__cause__) from error
             raise AskError(f"the judge did not answer within {self.settings.judge_timeout_s:g} s", "timeout") from error
         except openai.APIStatusError:
             raise
         except openai.APIError as error:
-            words = f"the judge's endpoint was not reached: {type(error).__name__}"
-            raise AskError(words, "unreachable", usage=Usage(0, 0)) from error
+            raise _unreached(error) from error
 
 
 def _forms(question: Question) -> list[dict[str, Any]]:
@@ -145,6 +145,11 @@ def _forms(question: Question) -> list[dict[str, Any]]:
         {"response_format": {"type": "json_object"}},
         {},
     ]
+
+
+def _unreached(error: Exception) -> AskError:
+    words = f"the judge's endpoint was not reached: {type(error.__cause__ or error).__name__}"
+    return AskError(words, "unreachable", usage=Usage(0, 0))
 
 
 def _refused(error: openai.APIStatusError) -> AskError:
@@ -195,7 +200,7 @@ async def ask_of(settings: ScorerSettings) -> AsyncIterator[Endpoint]:
         api_key=key,
         max_retries=0,
         timeout=settings.judge_timeout_s,
-        http_client=http_client(),
+        http_client=openai.DefaultAioHttpClient(),  # two thirds of httpx's own time for a call
     )
     async with client:
         yield Endpoint(client, settings)
