@@ -32,6 +32,7 @@ from statistics import quantiles
 from typing import Any
 from uuid import UUID
 
+import asyncpg
 import psycopg
 from ratchet_sdk import Recorder
 from ratchet_sdk.events import Action, LlmCall, Step, TrajectoryStarted, uuid7
@@ -294,16 +295,21 @@ def percentile_ms(seconds: list[float], percent: int) -> float:
     return round(quantiles(seconds, n=100)[percent - 1] * 1000, 2)
 
 
-async def copy_ceiling(stage: Stage, pool: database.Pool) -> int:
+async def copy_ceiling(stage: Stage) -> int:
     """Events a second of a bare COPY of the rows that are stored, into the same tables elsewhere."""
     with psycopg.connect(stage.postgres.url_of("postgres"), autocommit=True) as connection:
         connection.execute("create database copied")
     url = stage.postgres.url_of("copied")
     database.migrate(url)
-    rows = {table: await pool.fetch(f"select * from {table}") for table in TABLES}
+    source = await asyncpg.connect(
+        stage.postgres.url
+    )  # bare: a pool of ours reads jsonb as text, which COPY cannot write
+    rows = {table: await source.fetch(f"select * from {table}") for table in TABLES}
+    await source.close()
     events = len(rows["bodies"])
     parts = max(1, events // COPIED_AT_ONCE)
-    async with database.pool(url, pool_size=1) as target, target.acquire() as connection:
+    connection = await asyncpg.connect(url)
+    try:
         begun = time.perf_counter()
         for part in range(parts):
             async with connection.transaction():
@@ -312,6 +318,8 @@ async def copy_ceiling(stage: Stage, pool: database.Pool) -> int:
                     some = (rows[table] if part == 0 else []) if whole else rows[table][part::parts]
                     await connection.copy_records_to_table(table, records=some)
         return round(events / (time.perf_counter() - begun))
+    finally:
+        await connection.close()
 
 
 async def measure(events: int, size_bytes: int, home: Path, progress: Progress) -> dict[str, Any]:
@@ -328,7 +336,7 @@ async def measure(events: int, size_bytes: int, home: Path, progress: Progress) 
             say(f"{some} events of {kib} KiB: a backlog, a bare COPY of it, both at once")
             bytes_each = size_bytes if kib == 1 else kib * 1024
             found = await drained(stage, pool, some, bytes_each)
-            found["copy_ceiling_per_s"] = await copy_ceiling(stage, pool)
+            found["copy_ceiling_per_s"] = await copy_ceiling(stage)
             found["drain_to_copy"] = round(found["drain_per_s"] / found["copy_ceiling_per_s"], 3)
             found |= await at_once(stage, pool, some, bytes_each, 1)
             if kib == 1:
