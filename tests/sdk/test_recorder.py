@@ -475,10 +475,12 @@ async def test_a_full_spool_keeps_the_oldest_and_counts_the_rest(
     spool = Spool(tmp_path / "small", max_bytes=2_000)
     publisher = Publisher("nats://127.0.0.1:1", "steps.a", name="a", queue_max=10, spool=spool)
     sent = 0
-    while publisher.counts.dropped == 0:
-        publisher.offer(f"a:{sent}", b"x" * 150)
-        sent += 1
-        await asyncio.sleep(0.05)
+    async with asyncio.timeout(60):
+        while publisher.counts.dropped == 0:
+            publisher.offer(f"a:{sent}", b"x" * 150)
+            sent += 1
+            while publisher.counts.spooled < min(sent, 12):  # a busy disk takes its time
+                await asyncio.sleep(0.01)
     await publisher.close(0)
     counts = publisher.counts
     assert counts.spooled == 12  # of 166 bytes each
