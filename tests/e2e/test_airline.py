@@ -89,7 +89,7 @@ def test_the_airline_conversations_go_the_whole_way(installation: Running) -> No
         within_s=60,
     )
     installation.ratchet("deploy", "airline", "v1", "--reason", "no live traffic to measure it on")
-    deadline = time.monotonic() + 30  # the gateway follows the routes a moment after they are written
+    deadline = time.monotonic() + 90  # the gateway follows the routes a moment after they are written
     while (answered := answering_hash(installation)) != model["artifact_sha256"]:
         assert time.monotonic() < deadline, f"{answered} answers and not the version that was promoted"
         time.sleep(0.1)

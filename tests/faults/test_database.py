@@ -34,7 +34,7 @@ async def test_a_restarted_and_a_killed_database(place: Site, told: Callable[...
 
 async def test_a_database_that_refuses_connections(place: Site, told: Callable[..., None]) -> None:
     recorder = await place.recorder()
-    async with Load(place, backlog=5000) as load:
+    async with Load(place, backlog=20_000) as load:
         await load.more()
         await end_postgres(place, gently=True)
         try:
@@ -57,7 +57,7 @@ async def test_a_database_that_refuses_connections(place: Site, told: Callable[.
 async def test_a_database_out_of_connections(place: Site, told: Callable[..., None]) -> None:
     """Somebody else holds every one of them; the recorder's own are ended, and it gets none again."""
     recorder = await place.recorder()
-    async with Load(place, backlog=5000) as load:
+    async with Load(place, backlog=20_000) as load:
         await load.more()
         with ExitStack() as held:
             taken = await asyncio.to_thread(take_all_connections, place, held)

@@ -145,9 +145,16 @@ def test_a_record_says_what_really_answered() -> None:
     request = asked(max_tokens=5, max_completion_tokens=7, seed=3)
     run = domain.Run("t", 1, NOON, "action", "c0")
     reply = {"choices": [{"message": {"content": "x"}, "finish_reason": "stop"}]}
-    answered = domain.Answered("c1", domain.Route("v2", "candidate", ("v2", "v1")), "v1", reply, 3.5, incomplete=True)
+    answered = domain.Answered(
+        "c1", domain.Route("v2", "candidate", ("v2", "v1")), "v1", reply, 3.5, incomplete=True, broken_off=True
+    )
     event = domain.recorded(request, run, answered, Prompt([], "c0"), NOON)
-    assert event.call.model_extra == {"assigned_version": "v2", "fallback": True, "incomplete": True}
+    assert event.call.model_extra == {
+        "assigned_version": "v2",
+        "fallback": True,
+        "incomplete": True,
+        "broken_off": True,
+    }
     assert (event.call.model_version, event.call.base_call_id) == ("v1", "c0")
     assert (event.call.max_tokens, event.call.seed, event.call.latency_ms) == (7, 3, 3.5)
 

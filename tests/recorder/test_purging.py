@@ -5,24 +5,13 @@ from __future__ import annotations
 import asyncio
 from datetime import UTC, datetime, timedelta
 
-from hypothesis import given
-from hypothesis import strategies as st
-
 from services.recorder.purging import STAYS, Purging
-from services.recorder.retention_domain import Held, stays_from
 from services.recorder.stream import StepStream
 from shared import subjects
 from shared.bus import Bus
 from shared.streams import ack_floor
 
 COUNT = 12
-
-
-@given(st.integers(1, 50), st.integers(0, 60), st.integers(0, 60), st.floats(0, 1))
-def test_nothing_goes_that_is_not_stored(first: int, floor: int, young: int, filled: float) -> None:
-    stays = stays_from(Held(first, filled), floor, young)
-    assert stays <= floor + 1
-    assert stays <= young or filled >= 0.5
 
 
 async def stored(bus: Bus, count: int) -> list[datetime]:

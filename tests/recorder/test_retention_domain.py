@@ -15,11 +15,13 @@ from services.recorder.retention_domain import (
     Drop,
     Erase,
     Gate,
+    Held,
     Keep,
     Lives,
     fate,
     last_day_of,
     partitions_wanted,
+    stays_from,
 )
 from tests.recorder.events import received, step
 
@@ -103,3 +105,10 @@ def test_the_fate_of_a_day_is_decided_by_who_lives_longest() -> None:
     assert fate(recent, ["default", "traders"], gone) == Erase(("traders",))
     assert fate(recent, ["default"], gone) == Keep()
     assert fate(old, [], gone) == Drop()
+
+
+@given(st.integers(1, 50), st.integers(0, 60), st.integers(0, 60), st.floats(0, 1))
+def test_nothing_goes_that_is_not_stored(first: int, floor: int, young: int, filled: float) -> None:
+    stays = stays_from(Held(first, filled), floor, young)
+    assert stays <= floor + 1
+    assert stays <= young or filled >= 0.5
