@@ -1,6 +1,6 @@
 """How the JSON object of an event is kept in ``bodies``: compressed, each on its own, as its first bytes say.
 
-zstd at its quickest useful level takes a third of zlib's time for an event of 1 KiB and as much room; rows that were
+zstd at its quickest useful level takes under half of zlib's time for an event of 1 KiB and as much room; rows that were
 written before it came are zlib, and stay so.
 """
 

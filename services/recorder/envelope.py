@@ -1,4 +1,4 @@
-"""A step event as the recorder reads it: all of the wire contract checked, in a quarter of the time.
+"""A step event as the recorder reads it: all of the wire contract checked, in half the time.
 
 The contract is ``ratchet_sdk.events``, and pydantic has the last word on it. msgspec is quicker, and where it takes an
 event it takes it as pydantic would: the types below are the contract's without its leniency (a number in quotes, an
