@@ -6,12 +6,15 @@ import gzip
 import hashlib
 import json
 import time
+from collections.abc import Iterator
+from datetime import datetime
 from typing import Any
 
 import pytest
 from openai import OpenAI
 
 from shared.credentials import agent_key
+from shared.routing import RouteDocument, assigned
 from tests.e2e.conftest import ROOT, Running
 
 FILE = ROOT.parent / "shared" / "data" / "tau-airline.jsonl.gz"
@@ -82,27 +85,53 @@ def test_the_airline_conversations_go_the_whole_way(installation: Running) -> No
     assert {row["label"] for row in trained} == {"imitation"}
     assert batch["metrics"]["loss_last"] < batch["metrics"]["loss_first"]
 
-    [model] = installation.rows("select * from models where policy = 'airline' and version = 'v1'")
     installation.until(
         "select state from deployments where policy = 'airline' and version = 'v1'",
         holds=lambda rows: [row["state"] for row in rows] == ["canary"],
         within_s=60,
     )
     installation.ratchet("deploy", "airline", "v1", "--reason", "no live traffic to measure it on")
-    deadline = time.monotonic() + 90  # the gateway follows the routes a moment after they are written
-    while (answered := answering_hash(installation)) != model["artifact_sha256"]:
-        assert time.monotonic() < deadline, f"{answered} answers and not the version that was promoted"
-        time.sleep(0.1)
+    hashes = {
+        row["version"]: row["artifact_sha256"]
+        for row in installation.rows("select version, artifact_sha256 from models where policy = 'airline'")
+    }
+    document, start = newest_route(installation)
+    best, anchor = (next(agents_of(document, start, version)) for version in ("v1", "v0"))
+    assert answers_in_time(installation, best, start, hashes["v1"]), "the version that was promoted answers"
+    assert answering_hash(installation, anchor, start) == hashes["v0"], "the best one before keeps a share"
 
     assert_bytes_are_kept(installation, imported["trajectories"][0])
 
 
-def answering_hash(installation: Running) -> str | None:
-    """Which checkpoint answers a run that starts in the window after the promotion."""
-    [plan] = installation.rows("select max(effective_from) as start from routes where policy = 'airline'")
+def newest_route(installation: Running) -> tuple[RouteDocument, datetime]:
+    """The newest route document, and when its last plan comes into force."""
+    [row] = installation.rows(
+        "select document, effective_from from routes where policy = 'airline' order by revision desc limit 1"
+    )
+    return RouteDocument.model_validate(row["document"]), row["effective_from"]
+
+
+def agents_of(document: RouteDocument, start: datetime, version: str) -> Iterator[str]:
+    """Agents that are assigned this version in the window that begins at ``start``: the plan draws them by name."""
+    names = (f"trial-{number}" for number in range(1_000))
+    return (name for name in names if assigned(document, name, start) == version)
+
+
+def answers_in_time(installation: Running, agent_id: str, start: datetime, wanted: str) -> bool:
+    """Whether this checkpoint comes to answer: the gateway follows the routes a moment after they are written."""
+    deadline = time.monotonic() + 30
+    while answering_hash(installation, agent_id, start) != wanted:
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.1)
+    return True
+
+
+def answering_hash(installation: Running, agent_id: str, start: datetime) -> str | None:
+    """Which checkpoint answers a run of this agent that starts at ``start``."""
     client = OpenAI(
         base_url=installation.environment["RATCHET_GATEWAY_URL"],
-        api_key=agent_key(installation.environment["RATCHET_GATEWAY_SECRET"], "trial-0"),
+        api_key=agent_key(installation.environment["RATCHET_GATEWAY_SECRET"], agent_id),
     )
     reply = client.chat.completions.create(
         model="airline",
@@ -111,7 +140,7 @@ def answering_hash(installation: Running) -> str | None:
         extra_headers={
             "X-Ratchet-Trajectory": "asked-by-hand",
             "X-Ratchet-Step": "0",
-            "X-Ratchet-Started-At": plan["start"].isoformat(),
+            "X-Ratchet-Started-At": start.isoformat(),
         },
     )
     return reply.system_fingerprint

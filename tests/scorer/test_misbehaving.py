@@ -40,14 +40,14 @@ def endpoint(server: StandIn) -> StandIn:
 
 
 @asynccontextmanager
-async def ruler(pool: Pool, endpoint: StandIn, outbox: Kept) -> AsyncIterator[Scorer]:
+async def ruler(pool: Pool, endpoint: StandIn, outbox: Kept, timeout_s: float = 30) -> AsyncIterator[Scorer]:
     told = ScorerSettings(
         judge="ruler",
         judge_base_url=endpoint.base_url,
         judge_attempts=ATTEMPTS,
         judge_looks=2,
         judge_calibration_rate=0,
-        judge_timeout_s=0.5,
+        judge_timeout_s=timeout_s,
     )
     store = ScorerStore(pool)
     async with ask_of(told) as ask:
@@ -70,7 +70,8 @@ async def test_a_group_is_scored_rightly_or_not_at_all(pool: Pool, endpoint: Sta
     await three_runs(pool)
     outbox = Kept()
     endpoint.always = BEHAVIOURS[name]
-    async with ruler(pool, endpoint, outbox) as scorer:
+    patience_s = 0.5 if name == "hang" else 30
+    async with ruler(pool, endpoint, outbox, patience_s) as scorer:
         await scorer.window_resolved(resolved())
         row = await pool.fetchrow("select state, failure from groups")
         assert row is not None
