@@ -114,14 +114,13 @@ def _scores(scores: dict[str, float] | None) -> str:
 
 async def _status() -> dict[str, Any]:
     from services.cli import session
-    from services.scorer.probe_domain import address
     from services.scorer.probe_store import ProbeStore
 
     settings = session.settings()
     async with session.database(settings) as pool:
         store = ProbeStore(pool)
         rows = await store.newest()
-        withheld = await store.withheld(address(settings.judge_base_url or ""))
+        withheld = await store.withheld()
     judges = [{**row, "at": row["finished_at"] or row["heard_at"], "trusted": bool(row["trusted"])} for row in rows]
     return {"judges": judges, "groups_withheld": withheld}
 

@@ -66,7 +66,7 @@ def rules_of(settings: ScorerSettings) -> Rules:
         rounds=settings.judge_rounds,
         lease_s=settings.judge_lease_s,
         disagreement_max=settings.judge_disagreement_max,
-        endpoint=address(settings.judge_base_url or ""),
+        only_trusted=True,
     )
 
 

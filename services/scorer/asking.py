@@ -15,6 +15,7 @@ from prometheus_client import Counter
 from services.scorer.endpoint import Answer, AskError, Usage
 from services.scorer.judge import JudgeFailedError, JudgeWaitsError, Opinion
 from services.scorer.ledger_store import Reply
+from services.scorer.probe_domain import address
 from services.scorer.ruler_prompt import REPLY_TOKENS_PER_ATTEMPT, Question, read_reply
 from services.scorer.settings import ScorerSettings
 from shared.trajectories import RunKey
@@ -66,13 +67,18 @@ class Asker:
         self.ledger = ledger
         self.first_pause_s = first_pause_s
         self.calls = asyncio.Semaphore(settings.judge_concurrency)
+        self.endpoint = address(settings.judge_base_url or "")
+
+    def content_sha256(self, question: Question) -> bytes:
+        """A question as it is put to this endpoint."""
+        return question.content_sha256(self.settings.judge_model, self.endpoint, self.settings.judge_temperature)
 
     async def __call__(self, judge: str, question: Question, runs: Sequence[RunKey]) -> Asked:
         """The answer to a question about these runs. Raises JudgeFailedError, JudgeWaitsError."""
         if self.ledger is None:
             return Asked(*await self._paid(question), remembered=False)
         model = self.settings.judge_model
-        sha256 = question.content_sha256(model, self.settings.judge_temperature)
+        sha256 = self.content_sha256(question)
         pause_s = FIRST_LOOK_AGAIN_S
         while True:
             if await self.ledger.claim(sha256):  # first: most questions are new, and each round trip costs all others

@@ -55,6 +55,7 @@ class Opinion:
 class Look:
     """One question to a model and its answer. ``places``: where each member was shown, from 1; identical ones share it.
 
+    ``endpoint``: the address that answered, without user and password.
     ``hindsight`` is False for a look that only calibrates the judge and counts for no score. Tokens are those of the
     answer; ``cost_usd`` is what this look was paid, 0 where the answer was remembered, None where no price is known.
     """
@@ -63,6 +64,7 @@ class Look:
     hindsight: bool
     places: Mapping[RunKey, int]
     opinions: Mapping[RunKey, Opinion]
+    endpoint: str
     content_sha256: bytes
     hindsight_sha256: bytes | None
     prompt_tokens: int | None

@@ -13,11 +13,11 @@ from shared.database import Pool
 # Two parts of the statement that writes a judgment, where ``done`` says that it is to be: $1 group, $2 revision,
 # $8 judge, $9 model, $10 rubric, $16 and $17 what ``rows_of`` gives. Twice is once.
 KEEP_LOOKS = """looked as (
-    insert into looks (group_id, revision, judge, model, rubric, look, hindsight, content_sha256, hindsight_sha256,
-                       prompt_tokens, completion_tokens, cost_usd, latency_ms, remembered)
-    select $1, $2, $8, $9, $10, look, hindsight, decode(content, 'hex'), decode(known, 'hex'), prompt_tokens,
+    insert into looks (group_id, revision, judge, model, rubric, look, hindsight, endpoint, content_sha256,
+                       hindsight_sha256, prompt_tokens, completion_tokens, cost_usd, latency_ms, remembered)
+    select $1, $2, $8, $9, $10, look, hindsight, endpoint, decode(content, 'hex'), decode(known, 'hex'), prompt_tokens,
            completion_tokens, cost_usd, latency_ms, remembered
-      from done, jsonb_to_recordset($16) as l (look integer, hindsight boolean, content text, known text,
+      from done, jsonb_to_recordset($16) as l (look integer, hindsight boolean, endpoint text, content text, known text,
            prompt_tokens integer, completion_tokens integer, cost_usd float8, latency_ms float8, remembered boolean)
     on conflict do nothing
 ), told as (
@@ -39,6 +39,7 @@ def _look_row(look: Look) -> dict[str, Any]:
     return {
         "look": look.number,
         "hindsight": look.hindsight,
+        "endpoint": look.endpoint,
         "content": look.content_sha256.hex(),
         "known": look.hindsight_sha256.hex() if look.hindsight_sha256 else None,
         "prompt_tokens": look.prompt_tokens,

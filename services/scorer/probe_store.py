@@ -129,21 +129,21 @@ class ProbeStore:
         )
         return probe_id
 
-    async def withheld(self, own_endpoint: str) -> int:
+    async def withheld(self) -> int:
         """Judged groups that are not announced because their judge is not trusted."""
         count: int = await self.pool.fetchval(
             f"""select count(*) from groups g
-                 where g.judged_at is not null and g.announced_at is null and not {TRUSTED}""",  # noqa: S608
-            own_endpoint,
+                 where g.judged_at is not null and g.announced_at is null and not {TRUSTED}"""  # noqa: S608
         )
         return count
 
 
-# Of a group ``g``, $1 our own endpoint: whether its judgment may be announced. A judge without a model is not probed.
-# A rubric that was not probed itself goes by the verdict on its model, and so does what an earlier endpoint judged.
-TRUSTED = """coalesce((
-    select coalesce((select s.trusted from judge_standing s
-                      where s.judge = j.judge and s.model = j.model
-                      order by s.rubric = j.rubric desc, s.endpoint = $1 desc, s.finished_at desc limit 1), false)
-      from judgments j
-     where j.group_id = g.group_id and j.revision = g.revision and j.model is not null limit 1), true)"""
+# Of a group ``g``: whether its judgment may be announced. Without looks nobody was asked: a judge without a model, or
+# members that are all the same. A rubric that was not probed itself goes by the verdict on its model at that endpoint,
+# a look from before endpoints were kept by the newest verdict on its model anywhere.
+TRUSTED = """not exists (
+    select from looks l
+     where (l.group_id, l.revision) = (g.group_id, g.revision)
+       and not coalesce((select s.trusted from judge_standing s
+                          where (s.judge, s.model, s.endpoint) = (l.judge, l.model, coalesce(l.endpoint, s.endpoint))
+                          order by s.rubric = l.rubric desc, s.finished_at desc limit 1), false))"""

@@ -140,7 +140,7 @@ class Prober:
         """Every replica reports the same: what Postgres says."""
         of = self.subject.identity
         WITHHELD.labels(of.judge).set(0 if await self.store.trusted(of) else 1)
-        GROUPS_WITHHELD.set(await self.store.withheld(of.endpoint))
+        GROUPS_WITHHELD.set(await self.store.withheld())
 
     async def _begin(self, by_hand: str | None) -> int | None:
         suite, cases = self.suite.version, len(self.suite.cases)

@@ -63,10 +63,13 @@ class Question:
     def ids(self) -> list[str]:
         return [name for name, _ in self.attempts]
 
-    def content_sha256(self, model: str, temperature: float | None) -> bytes:
-        """What makes two questions one: everything that the judge is shown but the delimiter of the call."""
+    def content_sha256(self, model: str, endpoint: str, temperature: float | None) -> bytes:
+        """What makes two questions one: who is asked, and all that it is shown but the delimiter of the call.
+
+        Another endpoint may serve another model under the same name: what it says is its own answer.
+        """
         shown = [self.rubric.text, self.hindsight, self.shared, self.attempts]
-        content = [PROMPT_VERSION, SYSTEM, self.rubric.id, *shown, self.look, model, temperature]
+        content = [PROMPT_VERSION, SYSTEM, self.rubric.id, *shown, self.look, model, endpoint, temperature]
         return hashlib.sha256(json.dumps(content).encode()).digest()
 
     @property

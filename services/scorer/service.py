@@ -65,7 +65,7 @@ class Rules:
     rounds: int = 6  # times that a failed group is taken up
     lease_s: float = 60.0
     disagreement_max: float = 0.25
-    endpoint: str | None = None  # of our own judge: only what a judge is trusted with is announced; None asks for none
+    only_trusted: bool = False  # announce nothing of a judge whose newest probe at that endpoint failed
 
 
 class Scorer:
@@ -222,7 +222,7 @@ class Scorer:
     # announcing -----------------------------------------------------------------------------------
     async def announce(self) -> None:
         """Publish ``group.scored`` for all groups that have a state and were not announced."""
-        while events := await self.store.unannounced(self.rules.endpoint, ANNOUNCED_AT_ONCE):
+        while events := await self.store.unannounced(self.rules.only_trusted, ANNOUNCED_AT_ONCE):
             results = await asyncio.gather(*map(self.outbox.announce, events), return_exceptions=True)
             told = [event for event, result in zip(events, results, strict=True) if result is None]
             await self.store.set_announced(told)

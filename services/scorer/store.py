@@ -260,10 +260,10 @@ class ScorerStore(EvidenceStore):
         return len(rows)
 
     # announcing ---------------------------------------------------------------------------------
-    async def unannounced(self, endpoint: str | None = None, limit: int = 1000) -> list[GroupScored]:
+    async def unannounced(self, only_trusted: bool = False, limit: int = 1000) -> list[GroupScored]:
         """Groups with a state that nobody was told of, with the scores of their newest judgment.
 
-        With our own ``endpoint``, without those whose judge is not trusted.
+        With ``only_trusted``, without those whose judge failed its probes or has not passed them yet.
         """
         rows = await self.pool.fetch(
             f"""select g.group_id, g.policy, g.window_id, g.scenario_id, g.revision, g.judge, g.state, g.homogeneous,
@@ -271,9 +271,9 @@ class ScorerStore(EvidenceStore):
                           j.trajectory_id, 'score', j.score, 'rank', j.rank) order by j.agent_id, j.trajectory_id)
                           filter (where j.agent_id is not null), '[]') as scores
                  from groups g left join judgments j using (group_id, revision)
-                where g.judged_at is not null and g.announced_at is null and ($1::text is null or {TRUSTED})
+                where g.judged_at is not null and g.announced_at is null and (not $1 or {TRUSTED})
                 group by g.group_id order by g.judged_at limit $2""",  # noqa: S608  # a literal of our own
-            endpoint,
+            only_trusted,
             limit,
         )
         return [

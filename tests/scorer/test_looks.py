@@ -97,8 +97,8 @@ async def test_a_judge_that_disagrees_with_itself_gives_no_scores(pool: Pool, en
     assert await pool.fetchval("select count(*) from judgments") == 0
     assert await pool.fetchval("select disagreement from groups") == pytest.approx(2 / 3)
     assert await pool.fetchval("select count(*) from look_scores") == 6, "what it said is kept all the same"
-    assert metric("ratchet_judge_score_by_place_sum", place="first") - first == 2.0
-    assert metric("ratchet_judge_score_by_place_sum", place="last") - last == 0.0
+    assert metric("ratchet_judge_score_by_place_sum", place="first") - first == pytest.approx(2.0)
+    assert metric("ratchet_judge_score_by_place_sum", place="last") - last == pytest.approx(0.0)
     assert metric("ratchet_judge_disagreement_count") - seen == 1
 
 

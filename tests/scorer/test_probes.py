@@ -187,7 +187,7 @@ async def test_nothing_is_announced_of_a_judge_that_fails_until_it_passes(pool: 
         await scorer.announce()
         assert outbox.events == {}
         assert await pool.fetchval("select state from groups where announced_at is null") == "scored"
-        assert await prober.store.withheld(prober.subject.identity.endpoint) == 1
+        assert await prober.store.withheld() == 1
     async with replica(pool, endpoint, outbox) as (scorer, prober):  # another replica, or a restart
         await scorer.announce()
         assert outbox.events == {}
@@ -197,7 +197,7 @@ async def test_nothing_is_announced_of_a_judge_that_fails_until_it_passes(pool: 
             await asyncio.sleep(0.01)
         await scorer.announce()
         assert [event.state for event in outbox.events.values()] == ["scored"]
-        assert await prober.store.withheld(prober.subject.identity.endpoint) == 0
+        assert await prober.store.withheld() == 0
     assert await states(pool) == ["failed", "passed"]
     assert await pool.fetchval("select asked_by from judge_probes where state = 'passed'") == "somebody"
 
@@ -224,10 +224,36 @@ async def test_an_operator_may_let_it_go_on_and_is_kept_with_the_reason(pool: Po
         assert await prober.store.trusted(prober.subject.identity) is False, "it was released from that probe alone"
 
 
+async def test_a_judgment_is_trusted_as_the_endpoint_that_made_it(pool: Pool, endpoint: StandIn) -> None:
+    """Another endpoint with a model of the same name passes: what the failing one said is not announced by it."""
+    await two_runs(pool)
+    outbox = Kept()
+    endpoint.judge = obeys
+    async with replica(pool, endpoint, outbox) as (scorer, prober):
+        await prober.probe_if_due()
+        endpoint.worth = {"alpha": 0.2, "beta": 0.7}
+        await scorer.window_resolved(resolved())
+    with stand_in(judge=SANE, worth={}) as other:
+        async with replica(pool, other, outbox) as (scorer, prober):
+            await prober.probe_if_due()
+            assert await states(pool) == ["failed", "passed"]
+            await scorer.announce()
+            assert outbox.events == {}
+            assert await prober.store.withheld() == 1
+            asked, other.worth = len(other.bodies), {"alpha": 0.9, "beta": 0.1}
+            await scorer.rescore(resolved().window_id, "ruler", None)
+            await scorer.judge_waiting()
+            assert len(other.bodies) == asked + 2, "the failing one's replies are not remembered as its own"
+            assert [event.state for event in outbox.events.values()] == ["scored"]
+            assert await prober.store.withheld() == 0
+    by_look = await pool.fetch("select distinct revision, endpoint from looks where hindsight order by revision")
+    assert [tuple(row) for row in by_look] == [(1, endpoint.base_url), (2, other.base_url)]
+
+
 async def test_the_outcome_judge_asks_nobody_and_waits_for_nobody(pool: Pool, endpoint: StandIn) -> None:
     await add_window(pool)
-    await add_run(pool, "a", reward=1.0)
-    await add_run(pool, "b", reward=2.0)
+    await add_run(pool, "a", said="alpha", reward=1.0)
+    await add_run(pool, "b", said="beta", reward=2.0)
     await add_run(pool, "alone", scenario="OTHER", reward=1.0)
     outbox = Kept()
     async with replica(pool, endpoint) as (scorer, prober):
