@@ -17,7 +17,8 @@ from shared.bus import Bus
 from tests.sdk.stored import stored
 
 MESSAGES = [{"role": "system", "content": "trade"}, {"role": "user", "content": "now?"}]
-VOLATILE = {"event_id", "started_at", "occurred_at", "call_id"}
+MORE = [*MESSAGES, {"role": "assistant", "content": "buy"}, {"role": "user", "content": "and now?"}]
+VOLATILE = {"event_id", "started_at", "occurred_at", "call_id", "base_call_id"}  # ids are compared where they link
 
 
 async def with_the_recorder(url: str, agent_id: str = "agent-1") -> None:
@@ -30,6 +31,9 @@ async def with_the_recorder(url: str, agent_id: str = "agent-1") -> None:
             step.llm_call(messages=MESSAGES, response="buy", model="m", purpose="reasoning", usage={"prompt_tokens": 3})
             step.action("buy", parameters={"of": "iron"}, success=True, result={"order": 1}, reasoning="cheap")
             step.reward(0.5)
+        async with run.step(environment={"balance": 90}) as step:
+            step.llm_call(messages=MORE, response="sell", model="m", purpose="action", usage={"prompt_tokens": 9})
+            step.action("sell", parameters={"of": "iron"}, success=False, error="nobody buys")
         run.final(balance=101)
         run.metrics(trades=1)
 
@@ -44,6 +48,9 @@ def without_a_loop(url: str, agent_id: str = "agent-1") -> None:
             step.llm_call(messages=MESSAGES, response="buy", model="m", purpose="reasoning", usage={"prompt_tokens": 3})
             step.action("buy", parameters={"of": "iron"}, success=True, result={"order": 1}, reasoning="cheap")
             step.reward(0.5)
+        with run.step(environment={"balance": 90}) as step:
+            step.llm_call(messages=MORE, response="sell", model="m", purpose="action", usage={"prompt_tokens": 9})
+            step.action("sell", parameters={"of": "iron"}, success=False, error="nobody buys")
         run.final(balance=101)
         run.metrics(trades=1)
 
@@ -75,6 +82,18 @@ def with_ids(url: str, agent_id: str = "agent-1") -> None:
             reasoning="cheap",
             reward=0.5,
         )
+        step = logger.start_step(t, {"balance": 90})
+        logger.log_llm_call(
+            step,
+            model="m",
+            system_prompt="trade",
+            user_prompt="and now?",
+            messages=MORE,
+            response="sell",
+            purpose="action",
+            prompt_tokens=9,
+        )
+        logger.complete_step(t, step, action_type="sell", parameters={"of": "iron"}, success=False, error="nobody buys")
         logger.end_trajectory(t, final_balance=101, trades=1)
 
 
@@ -93,9 +112,15 @@ async def test_each_face_records_the_same(nats_server: NatsServer, bus: Bus, fac
     await with_the_recorder(nats_server.url)
     await asyncio.to_thread(face, nats_server.url)
     events = [without(message.event.model_dump(mode="json"), VOLATILE) for message in await stored(bus)]
-    assert [event["kind"] for event in events[:3]] == ["trajectory.started", "step", "trajectory.ended"]
-    assert events[:3] == events[3:]
-    assert events[2]["final"] == {"balance": 101}
+    assert [event["kind"] for event in events[:4]] == ["trajectory.started", "step", "step", "trajectory.ended"]
+    assert events[:4] == events[4:]
+    assert [
+        [message["content"] for call in event["llm_calls"] for message in call["messages"]] for event in events[1:3]
+    ] == [
+        ["trade", "now?"],
+        ["and now?"],
+    ], "a call that extends another is sent as what it added"
+    assert events[3]["final"] == {"balance": 101}
 
 
 async def test_ids_that_nobody_gave_out_are_refused_and_raise_nothing(nats_server: NatsServer, bus: Bus) -> None:

@@ -28,14 +28,14 @@ from shared.bus import Bus
 from shared.database import Pool
 from shared.streams import provision
 from tests.sdk.stored import stored
-from tests.sdk.test_faces import VOLATILE, with_ids, with_the_recorder, without
+from tests.sdk.test_faces import MORE, VOLATILE, with_ids, with_the_recorder, without
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "typescript"
 CACHE = ROOT / ".ratchet" / "typescript"
 EVENT_ID = "019aa0c4-1f00-7000-8000-0123456789ab"
 OF_EACH_CLIENT = {"agent_id", "window_id", "started_at", "ended_at", "first_sequence", "ended_sequence"}
-OF_EACH_EVENT = {"agent_id", "event_id", "call_id", "occurred_at", "first_stored_at"}
+OF_EACH_EVENT = {"agent_id", "event_id", "call_id", "base_call_id", "occurred_at", "first_stored_at"}
 
 
 def run(command: Sequence[str | Path], cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -159,9 +159,9 @@ async def rows(pool: Pool, agent_id: str) -> dict[str, list[dict[str, object]]]:
     return {
         table: [
             {name: value for name, value in row.items() if name not in OF_EACH_CLIENT | OF_EACH_EVENT}
-            for row in await pool.fetch(f"select * from {table} where agent_id = $1", agent_id)
+            for row in await pool.fetch(f"select * from {table} where agent_id = $1 order by {order}", agent_id)
         ]
-        for table in ("trajectories", "steps", "llm_calls")
+        for table, order in (("trajectories", "trajectory_id"), ("steps", "step"), ("llm_calls", "step"))
     }
 
 
@@ -179,22 +179,25 @@ async def test_each_kind_of_client_records_the_same_rows(
     subscribe(bus, Recording(EventStore(pool), chosen), closing, gather_s=0.05)
     await bus.broker.start()
     async with asyncio.timeout(30):
-        while await pool.fetchval("select count(*) from bodies") < 9:
+        while await pool.fetchval("select count(*) from bodies") < 12:
             await asyncio.sleep(0.02)
 
     expected = await rows(pool, "the-recorder")
-    assert {table: len(found) for table, found in expected.items()} == {"trajectories": 1, "steps": 1, "llm_calls": 1}
+    assert {table: len(found) for table, found in expected.items()} == {"trajectories": 1, "steps": 2, "llm_calls": 2}
     assert expected["trajectories"][0]["status"] == "completed"
-    assert expected["llm_calls"][0]["prompt_tokens"] == 3
+    assert {row["prompt_tokens"] for row in expected["llm_calls"]} == {3, 9}
     assert await rows(pool, "with-ids") == expected
     assert await rows(pool, "typescript") == expected
 
     messages = await stored(bus)
     events = [without(message.event.model_dump(mode="json"), VOLATILE) for message in messages]
-    assert events[:3] == events[3:6] == events[6:]
-    assert [message.headers["Nats-Msg-Id"] for message in messages[6:]] == [
-        message_id("typescript", message.event.event_id) for message in messages[6:]
+    assert events[:4] == events[4:8] == events[8:]
+    assert [message.headers["Nats-Msg-Id"] for message in messages[8:]] == [
+        message_id("typescript", message.event.event_id) for message in messages[8:]
     ]
+    for of_one in (messages[:4], messages[4:8], messages[8:]):
+        first, second = (message.event.llm_calls[0] for message in of_one[1:3])  # type: ignore[union-attr]
+        assert (second.base_call_id, second.messages) == (first.call_id, [MORE[-1]]), "only what is new is sent"
 
 
 async def test_what_javascript_has_and_json_has_not(built: Path, nats_server: NatsServer, bus: Bus) -> None:

@@ -32,6 +32,21 @@ try {
   step.action("buy", { parameters: { of: "iron" }, success: true, result: { order: 1 }, reasoning: "cheap" });
   step.reward(0.5);
   step.end();
+  const next = trajectory.step({ balance: 90 });
+  next.llmCall({
+    messages: [
+      { role: "system", content: "trade" },
+      { role: "user", content: "now?" },
+      { role: "assistant", content: "buy" }, // the call before, to its end: only what follows is sent
+      { role: "user", content: "and now?" },
+    ],
+    response: "sell",
+    model: "m",
+    purpose: "action",
+    usage: { prompt_tokens: 9 },
+  });
+  next.action("sell", { parameters: { of: "iron" }, success: false, error: "nobody buys" });
+  next.end();
   trajectory.end("completed", { final: { balance: 101 }, metrics: { trades: 1 } });
 } catch (error) {
   trajectory.end("failed", { error: String(error) });

@@ -6,6 +6,7 @@
  */
 
 import { randomBytes } from "node:crypto";
+import { isDeepStrictEqual } from "node:util";
 
 import type * as wire from "./events.js";
 import { connectionOptions, Publisher, words, type Counts } from "./publisher.js";
@@ -13,6 +14,7 @@ import { connectionOptions, Publisher, words, type Counts } from "./publisher.js
 type Json = Record<string, unknown>;
 type Head = "schema" | "event_id" | "policy" | "trajectory_id" | "started_at" | "occurred_at";
 type Body<E> = E extends unknown ? Omit<E, Head> : never;
+type Message = NonNullable<wire.LlmCall["messages"]>[number];
 export type Status = wire.TrajectoryEnded["status"];
 
 export interface RecorderOptions {
@@ -89,6 +91,11 @@ export class Recorder {
     }
   }
 
+  /** Events that were recorded and will never be stored. */
+  get lost(): number {
+    return this.counts.refused + this.counts.dropped;
+  }
+
   /** Count something that cannot be recorded, and say why in the log. Gives false. */
   refuse(why: string): false {
     return this.#publisher.refuse(why);
@@ -110,6 +117,7 @@ export class Trajectory {
   readonly startedAt: string;
   #steps = 0;
   #ended = false;
+  #conversations: Conversation[] = [];
 
   constructor(
     readonly recorder: Recorder,
@@ -132,6 +140,23 @@ export class Trajectory {
     this.#ended = true;
     const copy = this.recorder.copied(ending, "a trajectory's ending");
     this.emit({ kind: "trajectory.ended", status, step_count: this.#steps, ...copy });
+  }
+
+  /**
+   * Of a call whose prompt begins with an earlier call's prompt and reply: what follows them, and that call's id. A long
+   * run then costs its length once. Fields that are null count for nothing: clients send a reply back as they like. Once
+   * an event was lost nothing before it is built upon.
+   */
+  extending(call: wire.LlmCall): wire.LlmCall {
+    const { call_id, messages = [], response } = call;
+    const sound = this.#conversations.filter((known) => known.lost === this.recorder.lost);
+    const known = sound.reverse().find((known) => begins(known, messages));
+    const reply = response?.message;
+    if (reply && typeof reply === "object") {
+      const after = { call_id, messages: [...messages, reply as Message], lost: this.recorder.lost };
+      this.#conversations = [...this.#conversations.slice(1 - CONVERSATIONS), after];
+    }
+    return known ? { ...call, base_call_id: known.call_id, messages: messages.slice(known.messages.length) } : call;
   }
 
   /** Record one event of this run. */
@@ -167,11 +192,17 @@ export class Step {
     if (copy) this.#accesses.push(copy);
   }
 
-  /** A model call that no gateway saw. Gives its id, which a later call may name as `base_call_id`. */
+  /**
+   * A model call that no gateway saw. Gives its id. Of a prompt that extends an earlier call of the run only what is new is
+   * sent, with `base_call_id`.
+   */
   llmCall(call: Call): string {
     const call_id = call?.call_id ?? uuid7();
     const copy = this.trajectory.recorder.copied({ ...call, ...replyFields(call?.response), call_id }, "a model call");
-    if (copy) this.#add(copy as wire.LlmCall);
+    if (copy) {
+      const whole = copy as wire.LlmCall;
+      this.#add(whole.base_call_id ? whole : this.trajectory.extending(whole));
+    }
     return call_id;
   }
 
@@ -211,6 +242,26 @@ export class Step {
     if (this.#ended) this.trajectory.emit({ kind: "llm_call", step: this.number, call });
     else this.#calls.push(call);
   }
+}
+
+const CONVERSATIONS = 4; // of a run, that its next call may extend
+
+/** What a call's record holds: its prompt and its reply. `lost`: how many events were lost until then. */
+interface Conversation {
+  call_id: string;
+  messages: Message[];
+  lost: number;
+}
+
+function begins(known: Conversation, messages: Message[]): boolean {
+  return (
+    known.messages.length < messages.length &&
+    known.messages.every((message, n) => isDeepStrictEqual(bare(message), bare(messages[n]!)))
+  );
+}
+
+function bare(message: Message): Json {
+  return Object.fromEntries(Object.entries(message).filter(([, value]) => value !== null));
 }
 
 /** A time-ordered id (RFC 9562, version 7): 48 bits of milliseconds, then 74 random bits. */
