@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import os
 import shutil
 import signal
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from ratchet_sdk.events import Step, TrajectoryEnded, message_id
+from ratchet_sdk.redact import Redaction, secrets
 
 from services.cli.embedded import NatsServer
 from services.recorder.handlers import subscribe
@@ -29,6 +31,7 @@ from shared.database import Pool
 from shared.streams import provision
 from tests.sdk.stored import stored
 from tests.sdk.test_faces import MORE, VOLATILE, with_ids, with_the_recorder, without
+from tests.sdk.test_redact import HARMLESS, KEY, SAMPLES
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "typescript"
@@ -226,6 +229,59 @@ async def test_what_javascript_has_and_json_has_not(built: Path, nats_server: Na
     assert (referred.call_id, referred.purpose, referred.response) == ("chatcmpl-1", "evaluation", None)
     assert isinstance(end, TrajectoryEnded)
     assert (end.status, end.step_count, end.model_extra) == ("failed", 1, {"error": "no"})
+
+
+def test_it_takes_out_what_the_python_sdk_takes_out(built: Path) -> None:
+    """The same samples, alone and within an event, whose tokens go with what was replaced."""
+    texts = [*SAMPLES, *SAMPLES.values(), *HARMLESS]
+    call = {"call_id": "4111111111111111", "prompt_token_ids": [1], "response": {"token_ids": [2], "logprobs": {}}}
+    events = [
+        {"kind": "step", "trajectory_id": "4222222222222", "environment": {text: [{"deep": text}], "password": text}}
+        | {"llm_calls": [call, {**call, "messages": [{"role": "user", "content": text}]}]}
+        for text in texts
+    ]
+    script = """
+        import { readFileSync } from "node:fs";
+        import { Redaction, secrets } from "./dist/redact.js";
+        const { texts, events } = JSON.parse(readFileSync(0, "utf8"));
+        const each = events.map((event) => JSON.parse(new Redaction(secrets).of(JSON.stringify(event))));
+        console.log(JSON.stringify({ texts: texts.map(secrets), events: each }));
+    """
+    done = subprocess.run(
+        ["node", "--input-type=module", "-e", script],
+        cwd=built,
+        input=json.dumps({"texts": texts, "events": events}),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert said["texts"] == [secrets(text) for text in texts]
+    assert said["events"] == [json.loads(Redaction(secrets)(json.dumps(event).encode())) for event in events]
+
+
+async def test_nothing_secret_goes_over_the_wire(built: Path, nats_server: NatsServer, bus: Bus) -> None:
+    """A redactor that throws costs its event, which is counted, and no other."""
+    script = f"""
+        const step = recorder.trajectory({{ goal: "use {KEY}" }}).step();
+        step.llmCall({{ messages: [{{ role: "user", content: "me@example.org" }}], response: "ok" }});
+        step.end();
+        const unsent = await recorder.close();
+        const other = new Recorder(process.env.URL, "agent-1", {{
+          log: () => undefined,
+          redact: (text) => {{ if (text === "boom") throw new Error("no"); return text; }},
+        }});
+        const run = other.trajectory({{ goal: "boom" }});
+        run.end();
+        process.exitCode = unsent + (await other.close()) + other.counts.refused - 1;
+    """
+    async with agent(built, nats_server.url, script):
+        pass
+    messages = await stored(bus)
+    assert [message.event.kind for message in messages] == ["trajectory.started", "step", "trajectory.ended"]
+    started, step, _ = [message.event.model_dump() for message in messages]
+    assert (started["goal"], step["llm_calls"][0]["messages"][0]["content"]) == ("use [key]", "[email]")
 
 
 async def test_a_broker_that_goes_away_gets_each_event_once_and_in_order(built: Path, nats_server: NatsServer) -> None:

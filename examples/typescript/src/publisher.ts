@@ -20,6 +20,8 @@ import {
   type NodeConnectionOptions,
 } from "@nats-io/transport-node";
 
+import { Redaction, type Redactor } from "./redact.js";
+
 const MAX_EVENT_BYTES = 4 * 1024 * 1024;
 const GZIP_ABOVE_BYTES = 32 * 1024;
 const QUEUE_MAX_BYTES = 64 * 1024 * 1024;
@@ -45,10 +47,11 @@ export interface Counts {
 
 interface Waiting {
   id: string;
-  data: Uint8Array;
+  json: string;
   sizeBytes: number;
   tries: number;
-  packed: boolean;
+  data?: Uint8Array; // as it goes over the wire: without secrets, and zipped where it is long
+  zipped?: boolean;
 }
 
 /**
@@ -87,6 +90,7 @@ export class Publisher {
   readonly #options: NodeConnectionOptions;
   readonly #queue: Waiting[] = [];
   readonly #closing = new AbortController();
+  readonly #redaction: Redaction;
   #queueBytes = 0;
   #said: string | undefined; // in the log, since something was stored
   #loop: Promise<void> | undefined;
@@ -97,15 +101,16 @@ export class Publisher {
     options: NodeConnectionOptions,
     private readonly queueMax: number,
     private readonly log: (message: string) => void,
+    redactor?: Redactor,
   ) {
+    this.#redaction = new Redaction(redactor);
     // One thing connects again, and that is the loop: what a lost connection carried fails at once and is sent again.
     this.#options = { timeout: CONNECT_TIMEOUT_MS, pingInterval: 5_000, maxPingOut: 3, ...options, reconnect: false };
   }
 
   /** Queue one event. False where it is too large or the queue is full: counted, never thrown. */
   offer(id: string, json: string): boolean {
-    const data = new TextEncoder().encode(json);
-    const sizeBytes = data.length;
+    const sizeBytes = Buffer.byteLength(json);
     if (sizeBytes > MAX_EVENT_BYTES) {
       return this.refuse(`an event of ${sizeBytes} bytes is over the limit of ${MAX_EVENT_BYTES}; send less of it`);
     }
@@ -115,7 +120,7 @@ export class Publisher {
       const why = closed ? "the recorder is closed" : `${this.#queue.length} events wait unsent already`;
       return this.#fault(`an event was dropped: ${why}`);
     }
-    this.#queue.push({ id, data, sizeBytes, tries: 0, packed: false });
+    this.#queue.push({ id, json, sizeBytes, tries: 0 });
     this.#queueBytes += sizeBytes;
     this.counts.unsent += 1;
     this.#loop ??= this.#run();
@@ -173,8 +178,13 @@ export class Publisher {
   /** Publish what waits, up to a window, and settle each by its ack. Throws the first thing worth a pause. */
   async #publish(js: JetStreamClient): Promise<void> {
     const window = this.#nextWindow();
-    await Promise.all(window.map(pack));
-    const results = await Promise.allSettled(window.map((item) => this.#send(js, item)));
+    const ready = await Promise.allSettled(window.map((item) => this.#pack(item)));
+    const results = await Promise.allSettled(
+      ready.map(async (result, place) => {
+        if (result.status === "rejected") throw new NotWritableError(`its redactor threw ${words(result.reason)}`);
+        await this.#send(js, window[place]!);
+      }),
+    );
     const again: Waiting[] = [];
     let fault: unknown;
     results.forEach((result, place) => {
@@ -200,12 +210,21 @@ export class Publisher {
     return this.#queue.slice(0, end === -1 ? IN_FLIGHT : end);
   }
 
+  /** Off the agent's path, in the order of the events, once for each: tries send the same bytes. */
+  async #pack(item: Waiting): Promise<void> {
+    if (item.data !== undefined) return;
+    const data = new TextEncoder().encode(this.#redaction.of(item.json));
+    item.zipped = data.length > GZIP_ABOVE_BYTES;
+    item.data = item.zipped ? await promisify(gzip)(data, { level: 1 }) : data;
+    item.json = "";
+  }
+
   async #send(js: JetStreamClient, item: Waiting): Promise<void> {
     const first = item.tries === 0;
     item.tries += 1;
-    const ack = await js.publish(this.subject, item.data, { msgID: item.id, headers: headersOf(item) });
+    const ack = await js.publish(this.subject, item.data!, { msgID: item.id, headers: headersOf(item) });
     // Somebody else's event bears this id, and ours was not stored. The recorder knows an event by its event id.
-    if (ack.duplicate && first) await js.publish(this.subject, item.data, { headers: headersOf(item) });
+    if (ack.duplicate && first) await js.publish(this.subject, item.data!, { headers: headersOf(item) });
   }
 
   #fault(why: string): false {
@@ -215,21 +234,19 @@ export class Publisher {
   }
 }
 
-async function pack(item: Waiting): Promise<void> {
-  if (item.packed || item.data.length <= GZIP_ABOVE_BYTES) return;
-  item.data = await promisify(gzip)(item.data, { level: 1 });
-  item.packed = true;
-}
+class NotWritableError extends Error {}
 
 /** Made anew for each publish: the client writes the message id into them. */
 function headersOf(item: Waiting) {
   const made = headers();
-  if (item.packed) made.set("Content-Encoding", "gzip");
+  if (item.zipped) made.set("Content-Encoding", "gzip");
   return made;
 }
 
 function isForGood(error: unknown): boolean {
   return (
-    error instanceof errors.InvalidArgumentError || (error instanceof JetStreamApiError && NEVER.includes(error.code))
+    error instanceof NotWritableError ||
+    error instanceof errors.InvalidArgumentError ||
+    (error instanceof JetStreamApiError && NEVER.includes(error.code))
   );
 }

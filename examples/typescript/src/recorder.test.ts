@@ -8,6 +8,7 @@ import { test } from "node:test";
 
 import { connectionOptions } from "./publisher.js";
 import { Recorder, uuid7 } from "./recorder.js";
+import { Redaction } from "./redact.js";
 
 const NOBODY = "nats://127.0.0.1:1";
 
@@ -84,6 +85,17 @@ test("an event that is too large is refused, and a full queue drops", async () =
   assert.equal(await recorder.close(0), 2);
   recorder.trajectory();
   assert.equal(recorder.counts.dropped, 2);
+});
+
+test("a redactor sees every text, in its order, and its fault is not the agent's", () => {
+  const redaction = new Redaction((text) => {
+    if (text === "boom") throw new Error("no");
+    return text.replace("secret", "[mine]");
+  });
+  const clean = redaction.of('{"kind":"secret","a":{"secret":["a secret",1]}}');
+  assert.equal(clean, '{"kind":"secret","a":{"[mine]":["a [mine]",1]}}');
+  assert.throws(() => redaction.of('{"a":"boom"}'));
+  assert.equal(new Redaction(undefined).of('{"a":"sk-proj-0123456789abcdef"}'), '{"a":"sk-proj-0123456789abcdef"}');
 });
 
 test("an agent id must fit into a subject", () => {

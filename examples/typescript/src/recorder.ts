@@ -10,6 +10,7 @@ import { isDeepStrictEqual } from "node:util";
 
 import type * as wire from "./events.js";
 import { connectionOptions, Publisher, words, type Counts } from "./publisher.js";
+import { secrets, type Redactor } from "./redact.js";
 
 type Json = Record<string, unknown>;
 type Head = "schema" | "event_id" | "policy" | "trajectory_id" | "started_at" | "occurred_at";
@@ -22,6 +23,8 @@ export interface RecorderOptions {
   /** A file with a NATS user's credentials or nkey seed, instead of a user and password in the URL. */
   credentials?: string;
   queueMax?: number;
+  /** Takes secrets out of each text before it leaves: keys, tokens, passwords, addresses, card numbers; null: nothing. */
+  redact?: Redactor | null;
   log?: (message: string) => void;
 }
 
@@ -59,6 +62,7 @@ export class Recorder {
       { ...connectionOptions(natsUrl, options.credentials), name: agentId, inboxPrefix: `_INBOX_${agentId}` },
       options.queueMax ?? 10_000,
       options.log ?? console.warn,
+      options.redact === null ? undefined : (options.redact ?? secrets),
     );
   }
 
