@@ -1,9 +1,10 @@
 """Events on disk while the broker is away: appended, checksummed, bounded, read back in order.
 
-A directory of segments, for one process at a time. A record is two big-endian 32-bit numbers, the length and the CRC-32
-of what follows; then one byte of flags, the message id, a zero byte, and the event as it would be sent. ``position``
-says up to where everything is acknowledged; it may lie behind, since an event that is sent twice is stored once. What
-is not whole is left out, with all behind it in its segment: a crash cuts off the end, and that was promised to nobody.
+A directory of segments, for one process at a time. A record is a mark, then two big-endian 32-bit numbers, the length
+and the CRC-32 of what follows; then one byte of flags, the message id, a zero byte, and the event as it would be sent.
+``position`` says up to where everything is acknowledged; it may lie behind, since an event that is sent twice is stored
+once. What is not whole is left out up to the next whole record: a crash cuts off the end, which was promised to nobody,
+and a disk that forgets a byte costs the event that it was in.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-HEAD = struct.Struct(">II")
+MARK = b"\xffRX\x01"  # its first byte occurs in no UTF-8: an event's own text cannot look like a record
+HEAD = struct.Struct(">4sII")
 SEGMENT_BYTES = 8 * 1024 * 1024
 SUFFIX = ".events"
 TRIED, PACKED = 1, 2  # flags: it was sent before and may be stored; it is gzipped
@@ -26,12 +28,13 @@ TRIED, PACKED = 1, 2  # flags: it was sent before and may be stored; it is gzipp
 
 @dataclass(frozen=True)
 class Spooled:
-    """An event that waits on disk. ``place``: (segment, offset) where the next one begins."""
+    """An event that waits on disk, in a record of ``size_bytes``. ``place``: (segment, offset) where that ends."""
 
     message_id: str
     data: bytes
     flags: int
     place: tuple[int, int]
+    size_bytes: int
 
 
 class SpoolBusyError(Exception):
@@ -72,6 +75,7 @@ class Spool:
             end = self._begin[1] if segment == self._begin[0] else 0
             for record in self._records(segment, end):
                 self.pending += 1
+                self.damaged += record.place[1] - record.size_bytes - end
                 end = record.place[1]
             if end < self._bytes[segment]:
                 self.damaged += self._bytes[segment] - end
@@ -98,7 +102,7 @@ class Spool:
                 room -= HEAD.size + len(payload)
                 if room < 0:
                     break
-                self._write(HEAD.pack(len(payload), zlib.crc32(payload)) + payload)
+                self._write(HEAD.pack(MARK, len(payload), zlib.crc32(payload)) + payload)
                 kept += 1
             if self._tail is not None:
                 self._tail.flush()
@@ -156,26 +160,27 @@ class Spool:
             if self._tail is not None:
                 os.fsync(self._tail.fileno())
                 self._tail.close()
-            last += 1  # never into an old segment: what follows a torn record could not be found again
+            last += 1  # never into an old segment, whose end may be torn
             self._tail = self._path(last).open("xb", buffering=1024 * 1024)
             self._bytes[last] = 0
         self._tail.write(record)
         self._bytes[last] += len(record)
 
     def _records(self, segment: int, offset: int) -> Iterator[Spooled]:
-        """From ``offset`` to the end, or to the first record that is not whole."""
+        """Those that are whole, from ``offset`` to the end."""
         if self._tail is not None:
             self._tail.flush()
         with self._path(segment).open("rb") as file:
-            file.seek(offset)
-            while len(head := file.read(HEAD.size)) == HEAD.size:
-                length, checksum = HEAD.unpack(head)
-                payload = file.read(min(length, self.max_bytes))
-                if len(payload) != length or zlib.crc32(payload) != checksum:
-                    return
-                offset += HEAD.size + length
+            while True:
+                file.seek(offset)
+                if (payload := _payload(file)) is None:
+                    if (offset := _next_mark(file, offset + 1)) < 0:
+                        return
+                    continue
+                size_bytes = HEAD.size + len(payload)
+                offset += size_bytes
                 message_id, _, data = payload[1:].partition(b"\0")
-                yield Spooled(message_id.decode(), data, payload[0], (segment, offset))
+                yield Spooled(message_id.decode(), data, payload[0], (segment, offset), size_bytes)
 
     def _read_position(self, found: list[int]) -> tuple[int, int]:
         try:
@@ -186,3 +191,23 @@ class Spool:
 
     def _path(self, segment: int) -> Path:
         return self.directory / f"{segment:012}{SUFFIX}"
+
+
+def _payload(file: BinaryIO) -> bytes | None:
+    """What the record that begins here holds; None where none does."""
+    head = file.read(HEAD.size)
+    if len(head) < HEAD.size:
+        return None
+    mark, length, checksum = HEAD.unpack(head)
+    left = os.fstat(file.fileno()).st_size - file.tell()
+    if mark != MARK or length > left:
+        return None
+    payload = file.read(length)
+    return payload if zlib.crc32(payload) == checksum else None
+
+
+def _next_mark(file: BinaryIO, offset: int) -> int:
+    """Where the next record may begin; -1 where no mark is left."""
+    file.seek(offset)
+    found = file.read().find(MARK)
+    return found if found < 0 else offset + found

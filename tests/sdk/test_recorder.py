@@ -472,7 +472,7 @@ async def test_a_full_spool_keeps_the_oldest_and_counts_the_rest(
 ) -> None:
     for patience in ("CONNECT_PATIENCE_S", "MAX_PAUSE_S"):
         monkeypatch.setattr(publishing, patience, 0.05)
-    spool = Spool(tmp_path / "small", max_bytes=2_000)
+    spool = Spool(tmp_path / "small", max_bytes=2_100)
     publisher = Publisher("nats://127.0.0.1:1", "steps.a", name="a", queue_max=10, spool=spool)
     sent = 0
     async with asyncio.timeout(60):
@@ -483,7 +483,7 @@ async def test_a_full_spool_keeps_the_oldest_and_counts_the_rest(
                 await asyncio.sleep(0.01)
     await publisher.close(0)
     counts = publisher.counts
-    assert counts.spooled == 12  # of 166 bytes each
+    assert counts.spooled == 12  # of 170 bytes each
     assert counts.unsent == counts.accepted == 22
     spool.open()
     assert [event.message_id for event in spool.read(99, 10**9)] == [f"a:{n}" for n in range(12)]

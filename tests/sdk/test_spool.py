@@ -52,7 +52,7 @@ def test_two_processes_do_not_share_one(tmp_path: Path) -> None:
 
 
 def test_it_is_bounded_and_keeps_the_oldest(tmp_path: Path) -> None:
-    size = 8 + 1 + len("a:1") + 1 + len(events(1)[0][1])
+    size = module.HEAD.size + 1 + len("a:1") + 1 + len(events(1)[0][1])
     spool = opened(tmp_path, max_bytes=3 * size)
     assert spool.append(events(1, 2, 3, 4, 5)) == 3
     assert spool.append(events(6)) == 0
@@ -77,17 +77,24 @@ def test_what_a_crash_cut_off_is_left_out_and_nothing_else(tmp_path: Path, cut: 
     assert told(again) == [*events(1, 2)[:kept], *events(3)]
 
 
-def test_a_flipped_bit_is_seen(tmp_path: Path) -> None:
+@pytest.mark.parametrize("place", range(36))  # each byte of the second of three records
+def test_a_flipped_bit_costs_the_event_that_it_is_in_and_no_other(tmp_path: Path, place: int) -> None:
     spool = opened(tmp_path)
     spool.append(events(1, 2, 3))
     spool.close()
     [segment] = tmp_path.glob("*.events")
     data = bytearray(segment.read_bytes())
-    data[len(data) // 2] ^= 4
+    assert len(data) % 3 == 0
+    size = len(data) // 3
+    data[size + place % size] ^= 4
     segment.write_bytes(data)
     again = opened(tmp_path)
-    assert told(again) == events(1)
-    assert again.damaged > 0
+    assert told(again) == events(1, 3)
+    assert (again.pending, again.damaged) == (2, size)
+    again.done(again.read(1, 10**9)[-1], 1)
+    assert told(again) == events(3)
+    again.done(again.read(1, 10**9)[-1], 1)
+    assert (again.pending, list(tmp_path.glob("*.events"))) == (0, [])
 
 
 def test_a_disk_that_refuses_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
