@@ -1,6 +1,7 @@
 """Events on disk while the broker is away: appended, checksummed, bounded, read back in order.
 
-A directory of segments, for one process at a time. A record is a mark, then two big-endian 32-bit numbers, the length
+A directory of segments, for one process at a time: a second process of the same agent takes the one beside it, and a
+later one whichever is free and holds something. A record is a mark, then two big-endian 32-bit numbers, the length
 and the CRC-32 of what follows; then one byte of flags, the message id, a zero byte, and the event as it would be sent.
 ``position`` says up to where everything is acknowledged; it may lie behind, since an event that is sent twice is stored
 once. What is not whole is left out up to the next whole record: a crash cuts off the end, which was promised to nobody,
@@ -21,6 +22,7 @@ from typing import BinaryIO
 
 MARK = b"\xffRX\x01"  # its first byte occurs in no UTF-8: an event's own text cannot look like a record
 HEAD = struct.Struct(">4sII")
+PLACES = 8  # for processes of one agent at the same time
 SEGMENT_BYTES = 8 * 1024 * 1024
 SUFFIX = ".events"
 TRIED, PACKED = 1, 2  # flags: it was sent before and may be stored; it is gzipped
@@ -38,11 +40,11 @@ class Spooled:
 
 
 class SpoolBusyError(Exception):
-    """Another process writes to this spool."""
+    """Other processes write to this spool and to all beside it."""
 
 
 class Spool:
-    """Not for several threads at once. Every method may raise OSError."""
+    """Not for several threads at once. Every method may raise OSError. ``directory`` is known once it is open."""
 
     def __init__(self, directory: Path, *, max_bytes: int = 256 * 1024 * 1024) -> None:
         self.directory = directory
@@ -56,14 +58,7 @@ class Spool:
 
     def open(self) -> None:
         """Take the directory and look what it holds. Raises SpoolBusyError."""
-        self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        lock = (self.directory / "lock").open("wb")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.close()
-            raise SpoolBusyError(f"{self.directory} is in use by another process") from None
-        self._lock = lock
+        self.directory, self._lock = self._taken()
         found = sorted(int(path.stem) for path in self.directory.glob(f"*{SUFFIX}") if path.stem.isdecimal())
         self._begin = self._read_position(found)
         for segment in found:
@@ -81,6 +76,21 @@ class Spool:
                 self.damaged += self._bytes[segment] - end
                 os.truncate(self._path(segment), end)
                 self._bytes[segment] = end
+
+    def _taken(self) -> tuple[Path, BinaryIO]:
+        """The first place that is free, before others one with events in it, and the lock on it."""
+        first = self.directory
+        places = [first, *(first.with_name(f"{first.name}.{n}") for n in range(1, PLACES))]
+        for place in sorted(places, key=lambda place: not any(place.glob(f"*{SUFFIX}"))):
+            place.mkdir(parents=True, exist_ok=True, mode=0o700)
+            lock = (place / "lock").open("wb")
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                lock.close()
+            else:
+                return place, lock
+        raise SpoolBusyError(f"{first} and the {PLACES - 1} beside it are in use by other processes")
 
     def close(self) -> None:
         for file in (self._tail, self._lock):

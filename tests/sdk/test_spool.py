@@ -43,12 +43,18 @@ def test_what_is_kept_is_read_in_order_by_the_next_process_too(tmp_path: Path) -
     assert told(again) == events(TRIED, PACKED)
 
 
-def test_two_processes_do_not_share_one(tmp_path: Path) -> None:
-    spool = opened(tmp_path)
+def test_each_process_has_its_own_and_a_later_one_finds_what_is_left(tmp_path: Path) -> None:
+    home = tmp_path / "agent-1"
+    spools = [opened(home) for _ in range(module.PLACES)]
+    assert len({spool.directory for spool in spools}) == module.PLACES
     with pytest.raises(SpoolBusyError):
-        opened(tmp_path)
-    spool.close()
-    opened(tmp_path).close()
+        opened(home)
+    spools[3].append(events(1, 2))
+    for spool in spools:
+        spool.close()
+    later = opened(home)
+    assert (later.directory, told(later)) == (spools[3].directory, events(1, 2))
+    assert opened(home).directory == home
 
 
 def test_it_is_bounded_and_keeps_the_oldest(tmp_path: Path) -> None:
