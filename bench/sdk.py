@@ -1,7 +1,9 @@
 """What recording costs an agent: microseconds on the caller's side for one step, while a real broker takes the events.
 
 A step is entered, told of a provider, a model call and an action, and left; its event is queued. Publishing goes on in
-between, in the same loop, as it does in an agent. ``import_ms``: ``import ratchet_sdk`` in a fresh interpreter.
+between, in the same loop, as it does in an agent. ``import_ms``: ``import ratchet_sdk`` in a fresh interpreter, with
+what the SDK brings and nothing else; ``import_beside_aiohttp_ms``: where aiohttp is installed too, which the NATS
+client then imports at once for its websockets.
 """
 
 from __future__ import annotations
@@ -50,7 +52,11 @@ async def measured(nats_url: str, steps: int) -> list[float]:
     return taken
 
 
-def import_ms() -> float:
+ALONE = "import sys; sys.modules['aiohttp'] = None; import ratchet_sdk"
+BESIDE_AIOHTTP = "import ratchet_sdk"
+
+
+def import_ms(code: str) -> float:
     """The median of a few fresh interpreters, less what an empty one takes."""
 
     def run(code: str) -> float:
@@ -58,7 +64,7 @@ def import_ms() -> float:
         subprocess.run([sys.executable, "-c", code], check=True)
         return time.perf_counter() - begun
 
-    runs = [run("import ratchet_sdk") - run("pass") for _ in range(IMPORTS)]
+    runs = [run(code) - run("pass") for _ in range(IMPORTS)]
     return median(runs) * 1000
 
 
@@ -77,7 +83,8 @@ def main() -> None:
         "steps": len(taken),
         "step_p50_us": round(median(taken) * 1e6, 1),
         "step_p99_us": round(quantiles(taken, n=100)[98] * 1e6, 1),
-        "import_ms": round(import_ms()),
+        "import_ms": round(import_ms(ALONE)),
+        "import_beside_aiohttp_ms": round(import_ms(BESIDE_AIOHTTP)),
     }
     print(json.dumps(found))
 
