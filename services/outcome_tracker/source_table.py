@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Iterator, Mapping
 from datetime import UTC, datetime
 from itertools import islice
@@ -14,16 +15,16 @@ BATCH_ROWS = 2000
 Row = tuple[str, Mapping[str, Any]]
 
 
-class TableSource:
+class TableSource(ABC):
     """A file of rows. A subclass says what they are; the columns are those of docs/operations.md."""
 
     def __init__(self, name: str, location: str) -> None:
         self.name = name
         self.location = location
 
+    @abstractmethod
     def rows(self) -> Iterator[Row | Bad]:
         """Each row with where it stands. Raises GiveUpError where the file is none of ours. Blocks."""
-        raise NotImplementedError
 
     async def pull(self, starts_at: datetime, ends_at: datetime) -> AsyncIterator[list[Pulled]]:
         """The facts that occurred in [starts_at, ends_at), and what is bad. Raises GiveUpError."""

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
-import threading
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-import uvicorn
-from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from services.cli.embedded import free_port
+from tests.serving import served
 
 Misbehave = Callable[[dict[str, str]], Response | Awaitable[Response]]
 
@@ -64,20 +61,7 @@ class StandIn:
 
 @contextmanager
 def stand_in() -> Iterator[StandIn]:
-    port = free_port()
-    endpoint = StandIn(f"http://127.0.0.1:{port}/facts?market=iron")
-    app = Starlette(routes=[Route("/facts", endpoint.answer)])
-    config = uvicorn.Config(
-        app, host="127.0.0.1", port=port, log_level="error", lifespan="off", timeout_graceful_shutdown=1
-    )
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=lambda: asyncio.run(server.serve()), daemon=True)
-    thread.start()
-    while not server.started:
-        assert thread.is_alive(), "the stand-in did not start"
-        thread.join(0.01)
-    try:
+    endpoint = StandIn("")
+    with served(Route("/facts", endpoint.answer)) as port:
+        endpoint.url = f"http://127.0.0.1:{port}/facts?market=iron"
         yield endpoint
-    finally:
-        server.should_exit = True
-        thread.join(10)

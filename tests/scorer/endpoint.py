@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import uvicorn
-from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from services.cli.embedded import free_port
+from tests.serving import served
 
 Misbehave = Callable[[list[dict[str, Any]]], Response | str]
 
@@ -92,17 +89,7 @@ def attempts(body: dict[str, Any]) -> dict[str, str]:
 
 @contextmanager
 def stand_in() -> Iterator[StandIn]:
-    port = free_port()
-    endpoint = StandIn(f"http://127.0.0.1:{port}/v1")
-    app = Starlette(routes=[Route("/v1/chat/completions", endpoint.answer, methods=["POST"])])
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="error", lifespan="off"))
-    thread = threading.Thread(target=lambda: asyncio.run(server.serve()), daemon=True)
-    thread.start()
-    while not server.started:
-        assert thread.is_alive(), "the stand-in did not start"
-        thread.join(0.01)
-    try:
+    endpoint = StandIn("")
+    with served(Route("/v1/chat/completions", endpoint.answer, methods=["POST"])) as port:
+        endpoint.base_url = f"http://127.0.0.1:{port}/v1"
         yield endpoint
-    finally:
-        server.should_exit = True
-        thread.join(10)
