@@ -65,7 +65,7 @@ class Rules:
     rounds: int = 6  # times that a failed group is taken up
     lease_s: float = 60.0
     disagreement_max: float = 0.25
-    only_trusted: bool = False  # announce nothing of a judge whose newest probe at that endpoint failed
+    only_trusted: bool = False  # announce what was judged where the judge has passed its newest probe, or was released
 
 
 class Scorer:

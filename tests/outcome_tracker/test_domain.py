@@ -121,6 +121,7 @@ def test_what_the_contract_does_not_know_of_the_event_is_kept_beside_its_data() 
         ("price", {"symbol": "A", "price": float("-inf")}, "not finite"),
         ("price", {"symbol": "A", "price": "NaN"}, "not finite"),
         ("knowledge", {"window_id": "w", "data": {"x": float("nan")}}, "not finite"),
+        ("knowledge", {"window_id": "w", "data": {"x": float("inf")}}, "not finite"),
         ("price", {"symbol": "A", "price": 1, "volume": -1}, "negative volume"),
         ("resolution", {"market_id": "m", "question": "", "outcome": "", "volume": -1e-9}, "negative volume"),
         ("resolution", {"market_id": "m", "question": "", "outcome": "", "final_probability": -1}, "malformed"),

@@ -89,6 +89,13 @@ def test_groups_hold_every_run_once_whatever_the_order(
     assert len({group.group_id for group in groups}) == len(groups)
 
 
+def test_those_left_out_are_spread_over_the_parts() -> None:
+    window = [replace(GOOD, trajectory_id=f"t{n}", late=n >= 6) for n in range(60)]
+    groups = form_groups(WINDOW, window, group_max=2, by_outcome=False)
+    assert [group.judged for group in groups] == [2, 2, 2]
+    assert all(len(group.members) > group.judged for group in groups)
+
+
 @given(run_sets, run_sets)
 def test_late_runs_change_no_group(window: list[Run], late: list[Run]) -> None:
     known = {run.key for run in window}
