@@ -144,9 +144,9 @@ class Load:
     def unsent(self) -> int:
         return sum(agent.publisher.counts.unsent for agent in self.agents)
 
-    async def more(self, events: int = 200) -> None:
-        """Wait until so many more were offered."""
-        goal = self.offered + events
+    async def more(self, events: int = 200, *, since: int | None = None) -> None:
+        """Wait until so many more were offered than now, or than the count ``since``."""
+        goal = (self.offered if since is None else since) + events
         async with asyncio.timeout(60):
             while self.offered < goal:
                 await asyncio.sleep(0.01)

@@ -37,6 +37,7 @@ async def test_a_database_that_refuses_connections(place: Site, told: Callable[.
     async with Load(place, backlog=20_000) as load:
         await load.more()
         await end_postgres(place, gently=True)
+        before = load.offered
         try:
 
             async def some_failed() -> bool:
@@ -44,7 +45,7 @@ async def test_a_database_that_refuses_connections(place: Site, told: Callable[.
 
             await until(some_failed)
             faults = await recorder.faults()
-            await load.more()
+            await load.more(since=before)
             unsettled = await place.unsettled()
         finally:
             await place.restart_postgres()
@@ -61,12 +62,13 @@ async def test_a_database_out_of_connections(place: Site, told: Callable[..., No
         await load.more()
         with ExitStack() as held:
             taken = await asyncio.to_thread(take_all_connections, place, held)
+            before = load.offered  # the backlog may be full by the time that the recorder says what is wrong
 
             async def some_failed() -> bool:
                 return "too many clients" in recorder.words()
 
             await until(some_failed)
-            await load.more()
+            await load.more(since=before)
             unsettled = await place.unsettled()
         await recorder.ready()
     told(connections_taken=taken, unsettled=unsettled, **await place.settle())
