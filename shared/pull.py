@@ -28,6 +28,7 @@ from shared.telemetry import logger
 WAIT_S = 1.0  # a request for messages stands so long where none come; a consumer that is gone may not answer it at all
 PATIENCE_S = 0.5  # the answer to it is waited for so much longer
 PAUSE_S = 0.1  # after a request that was refused at once
+BATCH_BYTES = 16 * 1024 * 1024  # of a batch at most: twice what the server takes as one message
 WHOLE_BYTES = 128 * 1024  # a longer message is collected by nats-py, piece by piece
 
 Take = Callable[[bytes, bytes, bytes, bytes], None]
@@ -179,7 +180,9 @@ class Lane:
         """
         self._asked = asked
         if self._client.is_connected:  # else the client would keep the request, and send one for each try
-            request = {"batch": asked, "no_wait": True} | ({"expires": int(wait_s * 1e9)} if wait_s else {})
+            request = {"batch": asked, "max_bytes": BATCH_BYTES, "no_wait": True} | (
+                {"expires": int(wait_s * 1e9)} if wait_s else {}
+            )
             self._answered.clear()
             await self._client.publish(self._request_to, to_json(request), self._inbox)
             with contextlib.suppress(TimeoutError):

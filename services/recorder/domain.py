@@ -7,9 +7,10 @@ events give the same rows, however they were gathered into batches.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, datetime
+from functools import lru_cache
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -25,8 +26,7 @@ MAX_COUNT = 2**31 - 1
 
 
 # events -----------------------------------------------------------------------------------------
-@dataclass(frozen=True, slots=True)
-class Received:
+class Received(NamedTuple):
     """One valid event as it lies in the stream. ``packed`` is the JSON object as it was sent, compressed.
 
     None where it is not to be kept, since the run is forgotten.
@@ -50,6 +50,7 @@ def day_of(event_id: UUID) -> date:
     return uuid7_time(event_id).date()
 
 
+@lru_cache(4096)
 def agent_of_subject(subject: str) -> str:
     """The publisher's identity: the one token after ``steps.``. Raises GiveUpError for anything else."""
     agent_id = subject.removeprefix("steps.")
@@ -258,15 +259,15 @@ class AgentSeen:
 
 def agents_of(events: Iterable[Received]) -> dict[str, AgentSeen]:
     """Who published when, by the broker's clock, and with which model versions."""
-    agents: dict[str, AgentSeen] = {}
+    by_agent: dict[str, list[Received]] = {}
     for item in events:
-        at, versions = item.published_at, _versions(item.event)
-        if known := agents.get(item.agent_id):
-            at_first, at_last = min(known.first_seen, at), max(known.last_seen, at)
-            agents[item.agent_id] = AgentSeen(item.agent_id, at_first, at_last, known.versions | versions)
-        else:
-            agents[item.agent_id] = AgentSeen(item.agent_id, at, at, versions)
-    return agents
+        by_agent.setdefault(item.agent_id, []).append(item)
+    return {agent_id: _agent_seen(agent_id, items) for agent_id, items in by_agent.items()}
+
+
+def _agent_seen(agent_id: str, items: Sequence[Received]) -> AgentSeen:
+    times = [item.published_at for item in items]
+    return AgentSeen(agent_id, min(times), max(times), frozenset().union(*(_versions(item.event) for item in items)))
 
 
 def _versions(event: StepEvent) -> frozenset[str]:

@@ -30,7 +30,7 @@ def subscribe_forgetting(bus: Bus, forgetting: Forgetting) -> None:
 
 
 def subscribe(
-    bus: Bus, recording: Recording, closing: Closing, *, batch_size: int = 512, gather_s: float = 0.05
+    bus: Bus, recording: Recording, closing: Closing, *, batch_size: int = 1024, gather_s: float = 0.05
 ) -> None:
     async def close_window(request: CloseWindow) -> dict[str, Any]:
         return await closing.request_close(request.window_id)

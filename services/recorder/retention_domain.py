@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import date, timedelta
 
 from services.recorder.domain import Received, RunKey, day_of
@@ -41,7 +41,7 @@ class Gate:
         for item in events:
             if item.run in self.forgotten:
                 if not self.gone(item):
-                    keep.append(replace(item, packed=None))
+                    keep.append(item._replace(packed=None))
             elif self.gone(item):
                 dead[item.sequence] = (
                     f"its event_id is of {day_of(item.event.event_id)}, which is past its retention;"

@@ -1,7 +1,9 @@
 """The recorder's SQL for events: into rows, once.
 
-A batch is one transaction. Each insert is one statement over ``unnest``, in key order so that two recorders
-that meet wait for each other instead of deadlocking, and every one of them may run twice.
+A batch is one transaction. Rows that nobody has stored yet, as nearly all are, come by COPY, which is quicker than any
+insert and knows no duplicates. Where one is met, the COPY is taken back, and its rows come by one insert over
+``unnest``, which leaves what is there. Both write in key order, so that two recorders that meet wait for each other
+instead of deadlocking, and all of it may run twice.
 """
 
 from __future__ import annotations
@@ -13,36 +15,43 @@ from typing import Any
 import asyncpg
 
 from services.recorder.domain import (
+    CallSeen,
     Received,
     RunKey,
     RunSeen,
-    agents_of,
+    StepSeen,
     calls_of,
     day_of,
     runs_of,
     steps_of,
 )
 from services.recorder.forget_store import erase_words, gate
+from services.recorder.run_store import in_columns, keep_agents, keep_runs, keep_windows, placed_runs
 from services.recorder.service import Kept
-from services.recorder.window_store import make_windows
 from shared.database import Connection, Pool
 from shared.errors import GiveUpError
 
 # What says that a value is wrong, and not that the server is away or the schema is not ours.
 BAD_VALUE = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError, asyncpg.ProgramLimitExceededError)
-MAX_VERSIONS_SEEN = 100
 KNOWN_RUNS = 20_000
-
-
-def _columns(rows: Iterable[Sequence[Any]], width: int) -> list[list[Any]]:
-    """Rows turned into one list a column, as unnest takes them."""
-    turned = [list(column) for column in zip(*rows, strict=True)]
-    return turned or [[] for _ in range(width)]
 
 
 def _rows(status: str) -> int:
     """How many rows a statement wrote, from its status: ``INSERT 0 512``."""
     return int(status.rpartition(" ")[2])
+
+
+BODY = ("day", "agent_id", "event_id", "trajectory_id", "kind", "sequence", "sha256", "size_bytes", "body")
+
+
+async def _copied(connection: Connection, table: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> bool:
+    """Whether a COPY took the rows. Else none of them is written: one is stored already, or a value does not fit."""
+    try:
+        async with connection.transaction():
+            await connection.copy_records_to_table(table, records=rows, columns=columns)
+    except (asyncpg.UniqueViolationError, ValueError, TypeError, OverflowError):
+        return False
+    return True
 
 
 class EventStore:
@@ -105,16 +114,16 @@ class EventStore:
         closed: frozenset[str] = frozenset()
         new_late = 0
         if runs := self._moved(events, window_s):
-            placed = await self._placed(connection, runs)
-            closed = await self._windows(connection, runs, placed)
-            new_late = await self._runs(connection, runs, placed)
+            placed = await placed_runs(connection, runs)
+            closed = await keep_windows(connection, runs, placed)
+            new_late = await keep_runs(connection, runs, placed)
         conflicting = await self._steps(connection, events)
         if conflicting:
             dead |= dict.fromkeys(conflicting, "another event is stored for this step of the run")
             await self._forget(connection, [item for item in events if item.sequence in conflicting])
             events = [item for item in events if item.sequence not in conflicting]
         await self._calls(connection, events)
-        await self._agents(connection, events)
+        await keep_agents(connection, events)
         if barred.forgotten:
             await erase_words(connection, barred.forgotten)
         return Kept(barred.shown(dead, came), closed, new_late), runs
@@ -122,24 +131,23 @@ class EventStore:
     async def _bodies(self, connection: Connection, events: Sequence[Received]) -> dict[int, str]:
         """Keep each event as it was sent. Gives those whose id is taken by other content."""
         keyed = ((day_of(e.event.event_id), e.agent_id, e.event.event_id.int, e.sequence, e) for e in events)
-        ordered = [(day, e) for day, *_, e in sorted(keyed, key=itemgetter(0, 1, 2, 3))]
-        columns = _columns(
+        rows = [
             (
-                (
-                    day,
-                    e.agent_id,
-                    e.event.event_id,
-                    e.event.trajectory_id,
-                    e.event.kind,
-                    e.sequence,
-                    e.sha256,
-                    e.size_bytes,
-                    e.packed,
-                )
-                for day, e in ordered
-            ),
-            9,
-        )
+                day,
+                e.agent_id,
+                e.event.event_id,
+                e.event.trajectory_id,
+                e.event.kind,
+                e.sequence,
+                e.sha256,
+                e.size_bytes,
+                e.packed,
+            )
+            for day, *_, e in sorted(keyed, key=itemgetter(0, 1, 2, 3))
+        ]
+        if await _copied(connection, "bodies", BODY, rows):
+            return {}
+        columns = in_columns(rows, len(BODY))
         stored = await connection.execute(
             """insert into bodies (day, agent_id, event_id, trajectory_id, kind, sequence, sha256, size_bytes, body)
                select * from unnest($1::date[], $2::text[], $3::uuid[], $4::text[], $5::text[], $6::bigint[],
@@ -171,111 +179,14 @@ class EventStore:
             [e.event.event_id for e in events],
         )
 
-    async def _placed(self, connection: Connection, runs: dict[RunKey, RunSeen]) -> dict[RunKey, str]:
-        """The windows of the runs that are stored already: a run never changes its window."""
-        rows = await connection.fetch(
-            """select t.agent_id, t.trajectory_id, t.window_id
-                 from unnest($1::text[], $2::text[]) as n (agent_id, trajectory_id)
-                 join trajectories t using (agent_id, trajectory_id)""",
-            *_columns(runs, 2),
-        )
-        return {(row["agent_id"], row["trajectory_id"]): row["window_id"] for row in rows}
-
-    async def _windows(
-        self, connection: Connection, runs: dict[RunKey, RunSeen], placed: dict[RunKey, str]
-    ) -> frozenset[str]:
-        """Make the windows that new runs need, and hold all of the batch's still. Gives those that are closed.
-
-        The share lock keeps a barrier from being written between our look at it and our commit.
-        """
-        await make_windows(connection, {run.window for key, run in runs.items() if key not in placed})
-        wanted = {placed.get(key, run.window.window_id) for key, run in runs.items()}
-        rows = await connection.fetch(
-            "select window_id, state from windows where window_id = any($1::text[]) order by window_id for share",
-            sorted(wanted),
-        )
-        return frozenset(row["window_id"] for row in rows if row["state"] == "closed")
-
-    async def _runs(self, connection: Connection, runs: dict[RunKey, RunSeen], placed: dict[RunKey, str]) -> int:
-        """Make or complete the runs. Gives how many are new and late.
-
-        Late is a run whose first event lies beyond its window's barrier. Once the window is closed, its scenario
-        stays as it was grouped.
-        """
-        rows = await connection.fetch(
-            """insert into trajectories as t
-                      (agent_id, trajectory_id, policy, window_id, scenario_id, started_at, clock_skewed,
-                       first_sequence, started, model_name, model_version, status, ended_at, step_count,
-                       ended_sequence, consistent, expects, late)
-               select n.agent_id, n.trajectory_id, n.policy, n.window_id, coalesce(n.scenario_id, n.window_id),
-                      n.started_at, n.clock_skewed, n.first_sequence, n.started, n.model_name, n.model_version,
-                      n.status, n.ended_at, n.step_count, n.ended_sequence, n.consistent,
-                      string_to_array(n.expects, E'\\n'),
-                      w.state = 'closed' or n.first_sequence > coalesce(w.barrier_sequence, n.first_sequence)
-                 from unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::timestamptz[],
-                             $7::bool[], $8::bigint[], $9::bool[], $10::text[], $11::text[], $12::text[],
-                             $13::timestamptz[], $14::int[], $15::bigint[], $16::bool[], $17::text[])
-                        as n (agent_id, trajectory_id, policy, window_id, scenario_id, started_at, clock_skewed,
-                              first_sequence, started, model_name, model_version, status, ended_at, step_count,
-                              ended_sequence, consistent, expects)
-                 join windows w using (window_id)
-                order by n.agent_id, n.trajectory_id
-               on conflict (agent_id, trajectory_id) do update set
-                  scenario_id = case
-                      when t.started or not excluded.started
-                        or (select state from windows w where w.window_id = t.window_id) = 'closed' then t.scenario_id
-                      when excluded.scenario_id = excluded.window_id then t.window_id
-                      else excluded.scenario_id end,
-                  started = t.started or excluded.started,
-                  model_name = coalesce(t.model_name, excluded.model_name),
-                  model_version = coalesce(t.model_version, excluded.model_version),
-                  expects = case when t.started then t.expects else excluded.expects end,
-                  status = case when t.status = 'open' then excluded.status else t.status end,
-                  ended_at = coalesce(t.ended_at, excluded.ended_at),
-                  step_count = coalesce(t.step_count, excluded.step_count),
-                  ended_sequence = coalesce(t.ended_sequence, excluded.ended_sequence),
-                  first_sequence = least(t.first_sequence, excluded.first_sequence),
-                  late = t.late and excluded.late,
-                  consistent = t.consistent and excluded.consistent
-                      and (excluded.policy, excluded.started_at) = (t.policy, t.started_at)
-                where (excluded.started and not t.started)
-                   or (excluded.ended_sequence is not null and t.ended_sequence is null)
-                   or excluded.first_sequence < t.first_sequence
-                   or (t.consistent and not excluded.consistent)
-               returning xmax = 0 as new, late""",
-            *_columns(
-                (
-                    (
-                        *key,
-                        run.policy,
-                        placed.get(key, run.window.window_id),
-                        run.scenario_id,
-                        run.started_at,
-                        run.clock_skewed,
-                        run.first_sequence,
-                        run.started,
-                        run.model_name,
-                        run.model_version,
-                        run.status,
-                        run.ended_at,
-                        run.step_count,
-                        run.ended_sequence,
-                        run.consistent,
-                        "\n".join(run.expects),  # their names hold no control characters
-                    )
-                    for key, run in runs.items()
-                ),
-                17,
-            ),
-        )
-        return sum(row["new"] and row["late"] for row in rows)
-
     async def _steps(self, connection: Connection, events: Sequence[Received]) -> frozenset[int]:
         """Keep each step of a run once. Gives the sequences of those whose place another event has taken."""
         steps = steps_of(events)
         if not steps:
             return frozenset()
-        columns = _columns(steps, 9)
+        if await _copied(connection, "steps", StepSeen._fields, sorted(steps, key=itemgetter(0, 1, 2))):
+            return frozenset()
+        columns = in_columns(steps, len(StepSeen._fields))
         stored = await connection.execute(
             """insert into steps
                       (agent_id, trajectory_id, step, event_id, occurred_at, action_type, success, answered, reward)
@@ -305,6 +216,9 @@ class EventStore:
         """One row a call, whichever way it came: the first mention with a reply is its content (domain.merged)."""
         calls = calls_of(events)
         if not calls:
+            return
+        ordered = [calls[key] for key in sorted(calls)]
+        if await _copied(connection, "llm_calls", CallSeen._fields, ordered):
             return
         await connection.execute(
             """insert into llm_calls as c
@@ -336,30 +250,7 @@ class EventStore:
                               case when keep then c.has_prompt else excluded.has_prompt end
                          from (select c.recorded or not excluded.recorded as keep) k)
                 where c.event_id <> excluded.event_id""",
-            *_columns((calls[key] for key in sorted(calls)), 16),
-        )
-
-    async def _agents(self, connection: Connection, events: Sequence[Received]) -> None:
-        agents = [agent for _, agent in sorted(agents_of(events).items())]
-        versions = [(a.agent_id, version) for a in agents for version in sorted(a.versions)[:MAX_VERSIONS_SEEN]]
-        await connection.execute(
-            """with run as (select agent_id, array_agg(version) as versions
-                              from unnest($4::text[], $5::text[]) as v (agent_id, version) group by 1)
-               insert into seen_agents as s (agent_id, first_seen, last_seen, versions)
-               select agent_id, first_seen, last_seen, coalesce(run.versions, '{}')
-                 from unnest($1::text[], $2::timestamptz[], $3::timestamptz[]) as n (agent_id, first_seen, last_seen)
-                 left join run using (agent_id)
-                order by agent_id
-               on conflict (agent_id) do update set
-                  first_seen = least(s.first_seen, excluded.first_seen),
-                  last_seen = greatest(s.last_seen, excluded.last_seen),
-                  versions = case when s.versions @> excluded.versions or cardinality(s.versions) >= $6 then s.versions
-                      else array(select distinct v from unnest(s.versions || excluded.versions) v order by v) end""",
-            [agent.agent_id for agent in agents],
-            [agent.first_seen for agent in agents],
-            [agent.last_seen for agent in agents],
-            *_columns(versions, 2),
-            MAX_VERSIONS_SEEN,
+            *in_columns(ordered, len(CallSeen._fields)),
         )
 
     async def recount_late(self, window_ids: Iterable[str]) -> None:

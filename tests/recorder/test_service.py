@@ -13,7 +13,7 @@ import pytest
 from ratchet_sdk.events import MAX_EVENT_BYTES
 
 from services.recorder.domain import Received
-from services.recorder.service import Kept, Recording
+from services.recorder.service import TOGETHER_BYTES, Kept, Recording
 from services.recorder.settings import RecorderSettings
 from services.recorder.store import EventStore
 from shared.bodies import unpacked
@@ -66,6 +66,31 @@ async def test_bad_events_are_dead_and_their_neighbours_pass(pool: Pool) -> None
     assert await pool.fetchval("select count(*) from steps") == len(good)
     for verdict in dead.values():
         assert verdict.reason.isprintable()
+
+
+class Watched(EventStore):
+    """Notes how many bytes of JSON were handed over together."""
+
+    def __init__(self, pool: Pool) -> None:
+        super().__init__(pool)
+        self.together: list[int] = []
+
+    async def keep(self, events: Sequence[Received], window_s: int) -> Kept:
+        self.together.append(sum(event.size_bytes for event in events))
+        return await super().keep(events, window_s)
+
+
+async def test_what_gzip_makes_small_is_held_a_part_at_a_time(pool: Pool) -> None:
+    large = [gzip.compress(encoded(step(n, environment={"x": "y" * 700_000}))) for n in range(20)]
+    mixed = [delivery(data, 2 * n + 1, Content_Encoding="gzip") for n, data in enumerate(large)]
+    bad = [delivery(b"{", 2 * n) for n in range(1, 20)]
+    store = Watched(pool)
+    deliveries = sorted([*mixed, *bad], key=lambda d: d.sequence)
+    verdicts = await Recording(store, settings()).take_in(deliveries)
+    assert [isinstance(v, Dead) for v in verdicts] == [d in bad for d in deliveries]
+    assert await pool.fetchval("select count(*) from steps") == len(large)
+    assert len(store.together) > 1
+    assert max(store.together) < TOGETHER_BYTES + 800_000
 
 
 async def test_encodings_sizes_and_subjects_are_checked(pool: Pool) -> None:
