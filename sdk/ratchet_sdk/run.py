@@ -7,23 +7,30 @@ import weakref
 from collections import deque
 from collections.abc import Mapping
 from contextvars import ContextVar, Token
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
 from ratchet_sdk.events import (
     Action,
     Event,
     LlmCall,
-    LlmCallMade,
     ProviderAccess,
-    Step,
     TrajectoryEnded,
     TrajectoryStarted,
-    uuid7,
+    uuid7_text,
 )
-from ratchet_sdk.values import call_id_of, finite, message_of, reply_fields, words
+from ratchet_sdk.values import (
+    call_id_of,
+    encoded,
+    finite,
+    message_of,
+    reply_fields,
+    words,
+    written,
+    written_list,
+    written_members,
+)
 
 if TYPE_CHECKING:
     from ratchet_sdk.recorder import Recording
@@ -45,6 +52,8 @@ class Run:
         self.trajectory_id = trajectory_id
         self.started_at = started_at
         self._opening = opening
+        head = {b"policy": recorder.policy, b"trajectory_id": trajectory_id, b"started_at": started_at}
+        self._head = written_members({name: encoded(value) for name, value in head.items()})
         self._steps = 0
         self._final: dict[str, Any] = {}
         self._metrics: dict[str, Any] = {}
@@ -93,7 +102,7 @@ class Run:
         """
         for known in reversed(self._conversations):
             length = len(known.messages)
-            whole = known.lost == self.recorder.lost and length < len(messages)
+            whole = length < len(messages) and known.lost == self.recorder.lost
             if whole and all(_bare(a) == _bare(b) for a, b in zip(known.messages, messages, strict=False)):
                 return known.call_id, messages[length:]
         return None, messages
@@ -104,18 +113,31 @@ class Run:
 
     def emit(self, kind: type[Event], values: Mapping[str, Any]) -> None:
         """Record one event of this run."""
-        event = self.recorder.built(
+        event_id = uuid7_text()
+        head = {
+            "event_id": event_id,
+            "policy": self.recorder.policy,
+            "trajectory_id": self.trajectory_id,
+            "started_at": self.started_at,
+            "occurred_at": datetime.now(UTC),
+        }
+        with self.recorder.harmless(f"a {kind.__name__}"):
+            self.recorder.offer(event_id, written(kind, {**head, **values}))
+
+    def emit_written(self, kind: bytes, members: Mapping[bytes, bytes | None]) -> None:
+        """Record one event of this run whose parts were checked and written when they were handed over.
+
+        Nothing is looked at again: the bytes are those that the event's model would make.
+        """
+        event_id = uuid7_text()
+        data = b'{"schema":1,"event_id":"%b",%b,"occurred_at":%b,"kind":"%b",%b}' % (
+            event_id.encode(),
+            self._head,
+            encoded(datetime.now(UTC)),
             kind,
-            {
-                "policy": self.recorder.policy,
-                "trajectory_id": self.trajectory_id,
-                "started_at": self.started_at,
-                "occurred_at": datetime.now(UTC),
-                **values,
-            },
+            written_members(members),
         )
-        if event is not None:
-            self.recorder.record(event)
+        self.recorder.offer(event_id, data)
 
     def __enter__(self) -> Self:
         return self.start()
@@ -138,8 +160,7 @@ class Run:
         self.__exit__(*left)
 
 
-@dataclass(frozen=True, slots=True)
-class Conversation:
+class Conversation(NamedTuple):
     """What a call's record holds: its prompt and its reply. ``lost``: how many events were lost until then."""
 
     call_id: str
@@ -161,10 +182,10 @@ class RunStep:
         self.recorder = run.recorder
         self.number = number
         self._environment = environment
-        self._accesses: list[ProviderAccess] = []
-        self._calls: list[LlmCall] = []
-        self._failed: list[dict[str, Any]] = []
-        self._action: Action | None = None
+        self._accesses: list[bytes] = []  # these are in JSON as soon as they are handed over
+        self._calls: list[bytes] = []
+        self._failed: list[bytes] = []
+        self._action: bytes | None = None
         self._reward: float | None = None
         self._left = False
         self._token: Token[RunStep | None] | None = None
@@ -201,24 +222,29 @@ class RunStep:
         ``response`` is an OpenAI choice (object or dict), a whole chat completion, or the reply's text. ``more``
         are the other fields of ``ratchet_sdk.events.LlmCall``: model, purpose, tools, temperature, usage, ...
         """
-        call_id = str(uuid7()) if call_id is None else call_id
+        call_id = uuid7_text() if call_id is None else call_id
         with self.recorder.harmless("a LlmCall"):
             known = reply_fields(response) if response is not None else {}
             prompt = [message_of(message) for message in messages]
             values = self.recorder.copied({**known, **more, "call_id": call_id, "messages": prompt}, "a LlmCall")
-            call = self.recorder.built(LlmCall, values) if values else None
-            if call is not None and call.base_call_id is None:
-                call.base_call_id, new = self.run.extended(call.messages)
-                if isinstance(reply := (call.response or {}).get("message"), dict):
-                    self.run.remember(call_id, call.messages, reply)
-                call.messages = new
-            self._add(call)
+            if values:
+                self._add(self._written_call(values))
         return call_id
+
+    def _written_call(self, values: dict[str, Any]) -> bytes:
+        if values.get("base_call_id") is not None:
+            return written(LlmCall, values)
+        messages = values["messages"]
+        base_call_id, new = self.run.extended(messages)
+        call = written(LlmCall, {**values, "base_call_id": base_call_id, "messages": new})
+        if isinstance(reply := (values.get("response") or {}).get("message"), dict):
+            self.run.remember(values["call_id"], messages, reply)
+        return call
 
     def failed_call(self, error: BaseException, **more: Any) -> None:
         """Say that a model call came to nothing. It is no call that could be trained on: it stands beside them."""
         with self.recorder.harmless("a failed call"):
-            self._failed.append(self.recorder.copied({**more, "error": words(error)}, "a failed call"))
+            self._failed.append(encoded(self.recorder.copied({**more, "error": words(error)}, "a failed call")))
 
     def provider_access(
         self, provider: str, *, query: Any = None, purpose: str | None = None, data: Any = None
@@ -254,11 +280,11 @@ class RunStep:
         with self.recorder.harmless("a reward"):
             self._reward = finite(value)
 
-    def _add(self, call: LlmCall | None) -> None:
+    def _add(self, call: bytes | None) -> None:
         if call is None:
             return
         if self._left:  # a stream that was read to its end after the step
-            self.run.emit(LlmCallMade, {"step": self.number, "call": call})
+            self.run.emit_written(b"llm_call", {b"step": b"%d" % self.number, b"call": call})
         else:
             self._calls.append(call)
 
@@ -287,15 +313,20 @@ class RunStep:
         if self._left:
             return
         self._left = True
-        self.run.emit(
-            Step,
-            {
-                "step": self.number,
-                "environment": self._environment,
-                "provider_accesses": self._accesses,
-                "llm_calls": self._calls,
-                "action": self._action,
-                "reward": self._reward,
-                "failed_calls": self._failed or None,
-            },
-        )
+        environment = {} if self._environment is None else self._environment
+        if not isinstance(environment, dict):
+            self.recorder.refuse("a Step was not recorded: environment: it must be a mapping")
+            return
+        with self.recorder.harmless("a Step"):
+            self.run.emit_written(
+                b"step",
+                {
+                    b"step": b"%d" % self.number,
+                    b"environment": encoded(environment),
+                    b"provider_accesses": written_list(self._accesses),
+                    b"llm_calls": written_list(self._calls),
+                    b"action": self._action,
+                    b"reward": None if self._reward is None else encoded(self._reward),
+                    b"failed_calls": written_list(self._failed) if self._failed else None,
+                },
+            )
