@@ -25,8 +25,8 @@ from ratchet_sdk.events import (
     message_id,
 )
 from ratchet_sdk.publisher import Publisher
-from ratchet_sdk.run import RunStep
 from ratchet_sdk.spool import Spool
+from ratchet_sdk.step import RunStep
 from ratchet_sdk.values import encoded
 
 from services.cli.embedded import NatsServer
