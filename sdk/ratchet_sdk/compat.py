@@ -18,7 +18,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ratchet_sdk.recorder import Recording
-from ratchet_sdk.run import Run, RunStep, Status
+from ratchet_sdk.run import Run, Status
+from ratchet_sdk.step import RunStep
 
 FINAL = "final_"
 PURPOSES = ("action", "reasoning", "evaluation", "response")

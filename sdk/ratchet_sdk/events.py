@@ -41,9 +41,14 @@ Instant = Annotated[AwareDatetime, AfterValidator(_as_utc)]
 
 def uuid7() -> UUID:
     """A time-ordered id (RFC 9562, version 7): 48 bits of milliseconds, then 74 random bits."""
-    value = (time.time_ns() // 1_000_000) << 80 | int.from_bytes(os.urandom(10), "big")
-    value = value & ~(0xF << 76) | 7 << 76
-    return UUID(int=value & ~(3 << 62) | 2 << 62)
+    return UUID(uuid7_text())
+
+
+def uuid7_text() -> str:
+    """``str(uuid7())`` in less than half its time: an agent waits for it."""
+    time_ms, random = f"{time.time_ns() // 1_000_000:012x}", os.urandom(10)
+    bits = random.hex()
+    return f"{time_ms[:8]}-{time_ms[8:]}-7{bits[:3]}-{'89ab'[random[9] & 3]}{bits[3:6]}-{bits[6:18]}"
 
 
 def uuid7_time(value: UUID) -> datetime:
@@ -252,6 +257,6 @@ Outcome = Annotated[
 outcomes: TypeAdapter[Outcome] = TypeAdapter(Outcome)
 
 
-def message_id(agent_id: str, event_id: UUID) -> str:
+def message_id(agent_id: str, event_id: UUID | str) -> str:
     """``Nats-Msg-Id`` of an event: no agent can suppress another's by guessing its event id."""
     return f"{agent_id}:{event_id}"

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from ratchet_sdk.openai_stream import AsyncRecordedStream, RecordedStream
 from ratchet_sdk.recorder import Recording
-from ratchet_sdk.run import RunStep, current_step
+from ratchet_sdk.step import RunStep, current_step
 from ratchet_sdk.values import CALL_ID_HEADER, message_of
 
 if TYPE_CHECKING:

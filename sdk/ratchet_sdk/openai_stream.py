@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from types import TracebackType
 from typing import Any, Self
 
-from ratchet_sdk.run import RunStep
+from ratchet_sdk.step import RunStep
 from ratchet_sdk.values import message_of
 
 # What came as a completion, or None where no chunk came; and the error that ended it.

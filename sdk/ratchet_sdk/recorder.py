@@ -13,19 +13,18 @@ import re
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Self
+from uuid import UUID
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
-from ratchet_sdk.events import EXPECTATION, MAX_EXPECTATIONS, Event, RunId, Wire, message_id, uuid7
+from ratchet_sdk.events import EXPECTATION, MAX_EXPECTATIONS, Event, RunId, Wire, message_id, uuid7_text
 from ratchet_sdk.publisher import Counts, Publisher
 from ratchet_sdk.redact import Redactor, secrets
 from ratchet_sdk.run import Run
 from ratchet_sdk.spool import Spool
 from ratchet_sdk.threaded import ThreadedPublisher
-from ratchet_sdk.values import encoded, plain, words
-
-W = TypeVar("W", bound=Wire)
+from ratchet_sdk.values import encoded, plain, why, words, written
 
 _run_id: TypeAdapter[str] = TypeAdapter(RunId)
 
@@ -95,7 +94,7 @@ class Recording:
             "metadata": {} if metadata is None else metadata,
             "expects": self._expectations(expects),
         }
-        run_id, began = str(uuid7()), datetime.now(UTC)
+        run_id, began = uuid7_text(), datetime.now(UTC)
         if trajectory_id is not None:
             with self.harmless("a trajectory's own id"):  # it goes into headers too, where a wrong one would raise
                 run_id = _run_id.validate_python(trajectory_id)
@@ -125,7 +124,11 @@ class Recording:
             data = encoded(event)
         except Exception as error:  # whatever an agent put into it must not come back as an exception
             return self.refuse(f"a {type(event).__name__} cannot be written as JSON: {words(error)}")
-        return self.publisher.offer(message_id(self.agent_id, event.event_id), data)
+        return self.offer(event.event_id, data)
+
+    def offer(self, event_id: UUID | str, data: bytes) -> bool:
+        """Queue an event that is written already; as ``record``."""
+        return self.publisher.offer(message_id(self.agent_id, event_id), data)
 
     @property
     def counts(self) -> Counts:
@@ -154,19 +157,12 @@ class Recording:
             self.refuse(f"{what} was not recorded: {words(error)}")
             return {}
 
-    def part(self, kind: type[W], values: Mapping[str, Any]) -> W | None:
-        """A part of an event from a copy of ``values``; None, counted, where they are not valid."""
-        copy = self.copied(values, f"a {kind.__name__}")
-        return self.built(kind, copy) if copy else None
-
-    def built(self, kind: type[W], values: Mapping[str, Any]) -> W | None:
-        """``values`` without the Nones as a ``kind``; None, counted, where they are not valid."""
+    def part(self, kind: type[Wire], values: Mapping[str, Any]) -> bytes | None:
+        """A part of an event in JSON, as ``values`` are now; None, counted, where they are not valid."""
         try:
-            return kind.model_validate({name: value for name, value in values.items() if value is not None})
-        except ValidationError as error:
-            first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-            where = ".".join(str(part) for part in first["loc"])
-            self.refuse(f"a {kind.__name__} was not recorded: {where}: {first['msg']}")
+            return written(kind, plain(values))
+        except Exception as error:
+            self.refuse(f"a {kind.__name__} was not recorded: {why(error)}")
             return None
 
 
@@ -185,7 +181,7 @@ class Harmless:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> bool:
         if not isinstance(error, Exception):
             return False
-        self._recorder.refuse(f"{self._what} was not recorded: {words(error)}")
+        self._recorder.refuse(f"{self._what} was not recorded: {why(error)}")
         return True
 
 

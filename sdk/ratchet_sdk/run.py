@@ -1,29 +1,17 @@
-"""A run and its steps, as an agent's code opens and leaves them."""
+"""A run, as an agent's code opens and leaves it."""
 
 from __future__ import annotations
 
-import contextlib
 import weakref
 from collections import deque
 from collections.abc import Mapping
-from contextvars import ContextVar, Token
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
-from ratchet_sdk.events import (
-    Action,
-    Event,
-    LlmCall,
-    LlmCallMade,
-    ProviderAccess,
-    Step,
-    TrajectoryEnded,
-    TrajectoryStarted,
-    uuid7,
-)
-from ratchet_sdk.values import call_id_of, finite, message_of, reply_fields, words
+from ratchet_sdk.events import Event, TrajectoryEnded, TrajectoryStarted, uuid7_text
+from ratchet_sdk.step import RunStep
+from ratchet_sdk.values import encoded, words, written, written_members
 
 if TYPE_CHECKING:
     from ratchet_sdk.recorder import Recording
@@ -31,8 +19,6 @@ if TYPE_CHECKING:
 Status = Literal["completed", "failed", "truncated"]
 
 CONVERSATIONS = 4  # of a run, that its next call may extend
-
-current_step: ContextVar[RunStep | None] = ContextVar("ratchet_step", default=None)
 
 
 class Run:
@@ -45,6 +31,8 @@ class Run:
         self.trajectory_id = trajectory_id
         self.started_at = started_at
         self._opening = opening
+        head = {b"policy": recorder.policy, b"trajectory_id": trajectory_id, b"started_at": started_at}
+        self._head = written_members({name: encoded(value) for name, value in head.items()})
         self._steps = 0
         self._final: dict[str, Any] = {}
         self._metrics: dict[str, Any] = {}
@@ -93,7 +81,7 @@ class Run:
         """
         for known in reversed(self._conversations):
             length = len(known.messages)
-            whole = known.lost == self.recorder.lost and length < len(messages)
+            whole = length < len(messages) and known.lost == self.recorder.lost
             if whole and all(_bare(a) == _bare(b) for a, b in zip(known.messages, messages, strict=False)):
                 return known.call_id, messages[length:]
         return None, messages
@@ -104,18 +92,31 @@ class Run:
 
     def emit(self, kind: type[Event], values: Mapping[str, Any]) -> None:
         """Record one event of this run."""
-        event = self.recorder.built(
+        event_id = uuid7_text()
+        head = {
+            "event_id": event_id,
+            "policy": self.recorder.policy,
+            "trajectory_id": self.trajectory_id,
+            "started_at": self.started_at,
+            "occurred_at": datetime.now(UTC),
+        }
+        with self.recorder.harmless(f"a {kind.__name__}"):
+            self.recorder.offer(event_id, written(kind, {**head, **values}))
+
+    def emit_written(self, kind: bytes, members: Mapping[bytes, bytes | None]) -> None:
+        """Record one event of this run whose parts were checked and written when they were handed over.
+
+        Nothing is looked at again: the bytes are those that the event's model would make.
+        """
+        event_id = uuid7_text()
+        data = b'{"schema":1,"event_id":"%b",%b,"occurred_at":%b,"kind":"%b",%b}' % (
+            event_id.encode(),
+            self._head,
+            encoded(datetime.now(UTC)),
             kind,
-            {
-                "policy": self.recorder.policy,
-                "trajectory_id": self.trajectory_id,
-                "started_at": self.started_at,
-                "occurred_at": datetime.now(UTC),
-                **values,
-            },
+            written_members(members),
         )
-        if event is not None:
-            self.recorder.record(event)
+        self.recorder.offer(event_id, data)
 
     def __enter__(self) -> Self:
         return self.start()
@@ -138,8 +139,7 @@ class Run:
         self.__exit__(*left)
 
 
-@dataclass(frozen=True, slots=True)
-class Conversation:
+class Conversation(NamedTuple):
     """What a call's record holds: its prompt and its reply. ``lost``: how many events were lost until then."""
 
     call_id: str
@@ -151,151 +151,3 @@ def _bare(message: Any) -> Any:
     return (
         {name: value for name, value in message.items() if value is not None} if isinstance(message, dict) else message
     )
-
-
-class RunStep:
-    """One step: what was seen, looked up, asked and done. It is published as one event when it is left."""
-
-    def __init__(self, run: Run, number: int, environment: Any) -> None:
-        self.run = run
-        self.recorder = run.recorder
-        self.number = number
-        self._environment = environment
-        self._accesses: list[ProviderAccess] = []
-        self._calls: list[LlmCall] = []
-        self._failed: list[dict[str, Any]] = []
-        self._action: Action | None = None
-        self._reward: float | None = None
-        self._left = False
-        self._token: Token[RunStep | None] | None = None
-
-    def headers(self, *, purpose: str | None = None, base_call_id: str | None = None) -> dict[str, str]:
-        """``extra_headers`` of a call through the gateway, which then records the call as part of this step."""
-        headers = {
-            "X-Ratchet-Trajectory": self.run.trajectory_id,
-            "X-Ratchet-Step": str(self.number),
-            "X-Ratchet-Started-At": self.run.started_at.isoformat(),
-        }
-        if purpose:
-            headers["X-Ratchet-Purpose"] = purpose
-        if base_call_id:
-            headers["X-Ratchet-Base-Call-Id"] = base_call_id
-        return headers
-
-    def refer(self, call: Any, **more: Any) -> str:
-        """Say that a call that the gateway recorded belongs to this step. Returns its id.
-
-        ``call`` is the id (response header ``X-Ratchet-Call-Id``), a raw response, or the reply, whose ``id`` it
-        is. ``more`` may name ``purpose`` and ``action_type``.
-        """
-        call_id = ""
-        with self.recorder.harmless("a reference to a call"):
-            call_id = call_id_of(call)
-            self._add(self.recorder.part(LlmCall, {**more, "call_id": call_id}))
-        return call_id
-
-    def llm_call(self, *, messages: list[Any], response: Any = None, call_id: str | None = None, **more: Any) -> str:
-        """Record a model call that no gateway saw. Returns its id.
-
-        Of a prompt that extends an earlier call of the run only what is new is sent, with ``base_call_id``.
-        ``response`` is an OpenAI choice (object or dict), a whole chat completion, or the reply's text. ``more``
-        are the other fields of ``ratchet_sdk.events.LlmCall``: model, purpose, tools, temperature, usage, ...
-        """
-        call_id = str(uuid7()) if call_id is None else call_id
-        with self.recorder.harmless("a LlmCall"):
-            known = reply_fields(response) if response is not None else {}
-            prompt = [message_of(message) for message in messages]
-            values = self.recorder.copied({**known, **more, "call_id": call_id, "messages": prompt}, "a LlmCall")
-            call = self.recorder.built(LlmCall, values) if values else None
-            if call is not None and call.base_call_id is None:
-                call.base_call_id, new = self.run.extended(call.messages)
-                if isinstance(reply := (call.response or {}).get("message"), dict):
-                    self.run.remember(call_id, call.messages, reply)
-                call.messages = new
-            self._add(call)
-        return call_id
-
-    def failed_call(self, error: BaseException, **more: Any) -> None:
-        """Say that a model call came to nothing. It is no call that could be trained on: it stands beside them."""
-        with self.recorder.harmless("a failed call"):
-            self._failed.append(self.recorder.copied({**more, "error": words(error)}, "a failed call"))
-
-    def provider_access(
-        self, provider: str, *, query: Any = None, purpose: str | None = None, data: Any = None
-    ) -> None:
-        """What the agent looked up before it acted."""
-        values = {"provider": provider, "query": query, "purpose": purpose, "data": data}
-        if access := self.recorder.part(ProviderAccess, values):
-            self._accesses.append(access)
-
-    def action(
-        self,
-        type: str,
-        *,
-        parameters: Mapping[str, Any] | None = None,
-        success: bool | None = None,
-        result: Any = None,
-        error: str | None = None,
-        reasoning: str | None = None,
-    ) -> None:
-        """What the agent did and what came of it; a second call in a step replaces the first."""
-        values = {
-            "type": type,
-            "parameters": parameters,
-            "success": success,
-            "result": result,
-            "error": error,
-            "reasoning": reasoning,
-        }
-        self._action = self.recorder.part(Action, values) or self._action
-
-    def reward(self, value: float) -> None:
-        """The agent's own opinion of the step: kept, and never what is trained on."""
-        with self.recorder.harmless("a reward"):
-            self._reward = finite(value)
-
-    def _add(self, call: LlmCall | None) -> None:
-        if call is None:
-            return
-        if self._left:  # a stream that was read to its end after the step
-            self.run.emit(LlmCallMade, {"step": self.number, "call": call})
-        else:
-            self._calls.append(call)
-
-    def __enter__(self) -> Self:
-        self._token = current_step.set(self)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._token is not None:
-            with contextlib.suppress(ValueError):  # some frameworks leave a step in another context
-                current_step.reset(self._token)
-        if error is not None and self._action is None:
-            self.action("exception", success=False, error=words(error))
-        self.leave()
-
-    async def __aenter__(self) -> Self:
-        return self.__enter__()
-
-    async def __aexit__(self, *left: Any) -> None:
-        self.__exit__(*left)
-
-    def leave(self) -> None:
-        """Record the step, once; ``async with`` does it."""
-        if self._left:
-            return
-        self._left = True
-        self.run.emit(
-            Step,
-            {
-                "step": self.number,
-                "environment": self._environment,
-                "provider_accesses": self._accesses,
-                "llm_calls": self._calls,
-                "action": self._action,
-                "reward": self._reward,
-                "failed_calls": self._failed or None,
-            },
-        )

@@ -25,8 +25,9 @@ from ratchet_sdk.events import (
     message_id,
 )
 from ratchet_sdk.publisher import Publisher
-from ratchet_sdk.run import RunStep
 from ratchet_sdk.spool import Spool
+from ratchet_sdk.step import RunStep
+from ratchet_sdk.values import encoded
 
 from services.cli.embedded import NatsServer
 from shared.bus import Bus
@@ -50,6 +51,9 @@ async def test_a_run_is_published_as_the_contract_says(recorder: Recorder, bus: 
             step.refer("call-9", purpose="evaluation", action_type="trade")
             step.action("buy", parameters={"n": 1}, success=True, result={"paid": 3}, reasoning="up")
             step.reward(0.5)
+            step.failed_call(TimeoutError("slow"), model="m", half="\ud83d")
+        step.llm_call(messages=[], response="late", call_id="c-\u00e4", latency_ms=float("nan"))
+        step.llm_call(messages=[], response="late", call_id="c", note=None, temperature="0.5")
         run.final(balance=97)
         run.final({"profit": -3})
         run.metrics(steps=1)
@@ -57,6 +61,7 @@ async def test_a_run_is_published_as_the_contract_says(recorder: Recorder, bus: 
 
     messages = await stored(bus)
     events = [message.event for message in messages]
+    assert [message.data for message in messages] == [encoded(event) for event in events], "as its model writes it"
     assert {message.subject for message in messages} == {"steps.agent-1"}
     assert [message.headers["Nats-Msg-Id"] for message in messages] == [
         message_id("agent-1", e.event_id) for e in events
@@ -64,13 +69,16 @@ async def test_a_run_is_published_as_the_contract_says(recorder: Recorder, bus: 
     assert {(e.policy, e.trajectory_id, e.started_at) for e in events} == {
         ("traders", run.trajectory_id, run.started_at)
     }
-    opening, first, end = events
+    opening, first, late, end = events
     assert isinstance(opening, TrajectoryStarted)
     assert (opening.scenario_id, opening.goal, opening.metadata) == ("sunny", "win", {"seed": 1})
     assert opening.model is not None
     assert opening.model.name == "traders"
     assert isinstance(first, Step)
     assert (first.step, first.environment, first.reward) == (0, {"price": 3}, 0.5)
+    assert first.model_extra == {"failed_calls": [{"model": "m", "half": "?", "error": "TimeoutError: slow"}]}
+    assert isinstance(late, LlmCallMade)
+    assert (late.call.call_id, late.call.temperature) == ("c", 0.5)
     [access] = first.provider_accesses
     assert (access.provider, access.query, access.purpose, access.data) == ("news", "acme", "context", ["up"])
     whole, hint = first.llm_calls
