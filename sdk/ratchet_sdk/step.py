@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Mapping
 from contextvars import ContextVar, Token
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from ratchet_sdk.events import Action, LlmCall, ProviderAccess, uuid7_text
-from ratchet_sdk.values import call_id_of, encoded, finite, message_of, reply_fields, words, written, written_list
+from ratchet_sdk.events import Action, LlmCall, ProviderAccess
+from ratchet_sdk.values import call_id_of, encoded, finite, message_of, reply_fields, why, words, written, written_list
 
 if TYPE_CHECKING:
     from ratchet_sdk.run import Run
@@ -65,13 +66,15 @@ class RunStep:
         ``response`` is an OpenAI choice (object or dict), a whole chat completion, or the reply's text. ``more``
         are the other fields of ``ratchet_sdk.events.LlmCall``: model, purpose, tools, temperature, usage, ...
         """
-        call_id = uuid7_text() if call_id is None else call_id
-        with self.recorder.harmless("a LlmCall"):
+        call_id = os.urandom(16).hex() if call_id is None else call_id
+        try:
             known = reply_fields(response) if response is not None else {}
             prompt = [message_of(message) for message in messages]
             values = self.recorder.copied({**known, **more, "call_id": call_id, "messages": prompt}, "a LlmCall")
             if values:
                 self._add(self._written_call(values))
+        except Exception as error:  # as ``harmless`` does, which costs half a microsecond
+            self.recorder.refuse(f"a LlmCall was not recorded: {why(error)}")
         return call_id
 
     def _written_call(self, values: dict[str, Any]) -> bytes:
