@@ -11,7 +11,7 @@ from services.scorer.gathering import Gathered
 from shared.database import Pool
 from shared.trajectories import RunKey
 
-GATHER_S = 0.01  # an answer takes a model a hundred times as long
+GATHER_S = 0.005  # an answer takes a model hundreds of times as long
 
 
 @dataclass(frozen=True)
