@@ -6,6 +6,10 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, TypeVar
 
+import asyncpg
+
+BAD_VALUE = (ValueError, asyncpg.DataError)  # nothing of what was sent with it has been done
+
 T = TypeVar("T")
 R = TypeVar("R")
 Waiting = list[tuple[T, "asyncio.Future[R]"]]
@@ -14,7 +18,7 @@ Waiting = list[tuple[T, "asyncio.Future[R]"]]
 class Gathered(Generic[T, R]):
     """``together`` gives a result for each of the items that came within ``within_s`` of the first, in their order.
 
-    An item that it refuses with a ValueError fails alone. What else it raises is raised to all of them.
+    An item that it refuses as a bad value fails alone. What else it raises is raised to all of them.
     """
 
     def __init__(self, together: Callable[[list[T]], Awaitable[Sequence[R]]], within_s: float) -> None:
@@ -40,11 +44,12 @@ class Gathered(Generic[T, R]):
     async def _now(self, waiting: Waiting[T, R]) -> None:
         try:
             results = await self.together([item for item, _ in waiting])
-        except ValueError as error:
+        except BAD_VALUE as error:
             if len(waiting) == 1:
                 _fail(waiting, error)
-            for one in waiting if len(waiting) > 1 else ():
-                await self._now([one])
+            else:
+                for one in waiting:
+                    await self._now([one])
         except Exception as error:
             _fail(waiting, error)
         else:
