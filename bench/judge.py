@@ -6,7 +6,7 @@ The clock runs from the moment the groups are formed until the last ``group.scor
 - ``efficiency``: groups x looks / ``concurrency`` x latency (the ideal), over the time taken, at 64 and 200 ms
 - ``busy``: the same of all calls that were made, the looks without hindsight among them: a tenth of the groups has one
 - ``groups_per_s``: with an endpoint that answers at once; ``cpu_ms``: of each process for a group, meanwhile
-- ``rss_*``: of the scorer, after a warm-up, after each window (``rss_mb``) and after everything; ``rss_slope_mb`` for each
+- ``rss_*``: of the scorer, after a warm-up, after each window (``rss_mb``) and in the end; ``rss_slope_mb`` for each
   thousand groups
 - ``wrong_scores``, ``art_wrong_scores``: scores that went to another attempt, when the endpoint answers in another
   order than it was asked; beside calls, tokens and seconds of both for the same groups on the same endpoint
