@@ -4,8 +4,10 @@ A group is ``--members`` attempts at one situation, each of which says what it i
 The clock runs from the moment the groups are formed until the last ``group.scored`` is acknowledged.
 
 - ``efficiency``: groups x looks / ``concurrency`` x latency (the ideal), over the time taken, at 64 and 200 ms
+- ``busy``: the same of all calls that were made, the looks without hindsight among them: a tenth of the groups has one
 - ``groups_per_s``: with an endpoint that answers at once; ``cpu_ms``: of each process for a group, meanwhile
-- ``rss_*``: of the scorer, after a warm-up and after everything; ``rss_slope_mb`` for each thousand groups
+- ``rss_*``: of the scorer, after a warm-up, after each window (``rss_mb``) and in the end; ``rss_slope_mb`` for each
+  thousand groups
 - ``wrong_scores``, ``art_wrong_scores``: scores that went to another attempt, when the endpoint answers in another
   order than it was asked; beside calls, tokens and seconds of both for the same groups on the same endpoint
 """
@@ -347,6 +349,7 @@ async def measure(given: argparse.Namespace, home: Path, progress: Progress) -> 
             "concurrency": CONCURRENCY,
             "latency_ms": LATENCY_MS,
             "efficiency": round(given.groups * looks / CONCURRENCY * LATENCY_MS / 1000 / slow["seconds"], 3),
+            "busy": round(counted["calls"] / CONCURRENCY * LATENCY_MS / 1000 / slow["seconds"], 3),
             "calls_in_flight": counted["most_in_flight"],
             "groups_per_s": round(given.groups / fast["seconds"], 1),
             "form_s": round(fast["form_s"], 2),
@@ -370,6 +373,7 @@ async def measure(given: argparse.Namespace, home: Path, progress: Progress) -> 
             await judged(stage, pool, bus, Load(number, given.groups, given.members))
         found |= {
             "rss_start_mb": round(stage.rss_mb[0][1], 1),
+            "rss_mb": [round(mb) for _, mb in stage.rss_mb],
             "rss_end_mb": round(stage.rss_mb[-1][1], 1),
             "rss_slope_mb": round(slope(stage.rss_mb), 2),
         }

@@ -127,7 +127,7 @@ class ScorerStore(EvidenceStore):
                         select group_id from groups
                          where wanted and not_before <= now() and attempts < $3
                            and ($1::text is null or window_id = $1)
-                         order by not_before, group_id limit 1 for update skip locked)
+                         order by not_before limit 1 for update skip locked)
                    returning g.group_id, g.policy, g.window_id, g.scenario_id, w.starts_at, w.ends_at, g.attempts,
                              g.wanted_revision as revision, g.wanted_judge as judge, g.wanted_rubric as rubric)
                select c.*, (select coalesce(jsonb_agg(jsonb_build_array(m.agent_id, m.trajectory_id, t.status)
