@@ -43,7 +43,7 @@ async def judges(
     if settings.judge_base_url is None:
         yield {outcome.name: outcome}, None
         return
-    from services.scorer.endpoint import ask_of  # aiohttp takes a moment to import
+    from services.scorer.endpoint import ask_of  # openai takes a second to import
     from services.scorer.judge_ruler import RulerJudge
 
     rubrics = book(settings.judge_rubric, settings.judge_rubrics)

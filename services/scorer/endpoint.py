@@ -11,12 +11,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
-from urllib.parse import urlsplit
-from urllib.request import getproxies, proxy_bypass
 
-import aiohttp
 import httpx
-import msgspec
+import openai
 from pydantic import BaseModel
 
 from services.scorer.ruler_prompt import Question
@@ -64,16 +61,6 @@ class AskError(Exception):
         self.usage = usage
 
 
-class _RefusedError(Exception):
-    """The endpoint answered with another status than success."""
-
-    def __init__(self, response: aiohttp.ClientResponse, content: bytes) -> None:
-        super().__init__(f"the judge's endpoint answered {response.status}")
-        self.status = response.status
-        self.after_s = retry_after_s(response.headers.get("retry-after", ""), datetime.now(UTC))
-        self.content = content
-
-
 class _Message(BaseModel):
     content: str | None = None
 
@@ -94,17 +81,16 @@ class _Completion(BaseModel):
 
 
 class Endpoint:
-    """One call of ``POST {base_url}/chat/completions``, sent once: whoever asks counts what is asked again.
+    """One call of ``POST {base_url}/chat/completions``; the client's own retries are off, ours are counted.
 
     A server that lacks JSON schemas is asked for a JSON object, and one that lacks those for plain text; which of the
     three it takes is remembered as long as the process lives. The answer is read as strictly in each. So is that it
     only streams; what came as a stream is put together and read like any other.
     """
 
-    def __init__(self, session: aiohttp.ClientSession, settings: ScorerSettings) -> None:
-        self.session = session
+    def __init__(self, client: openai.AsyncOpenAI, settings: ScorerSettings) -> None:
+        self.client = client
         self.settings = settings
-        self.url = f"{(settings.judge_base_url or '').rstrip('/')}/chat/completions"
         self.form = 0
         self.stream = False
 
@@ -114,11 +100,11 @@ class Endpoint:
         for form in range(begun, len(forms)):
             try:
                 answer = await self._ask(question, forms[form])
-            except _RefusedError as error:
-                if error.status in FORM_REFUSED and not self.stream and b"stream" in error.content:
+            except openai.APIStatusError as error:
+                if error.status_code in FORM_REFUSED and not self.stream and "stream" in error.response.text:
                     self.stream = True
                     return await self(question)
-                if error.status in FORM_REFUSED and form + 1 < len(forms):
+                if error.status_code in FORM_REFUSED and form + 1 < len(forms):
                     continue
                 raise _refused(error) from error
             if form > self.form:
@@ -139,16 +125,17 @@ class Endpoint:
             body["temperature"] = self.settings.judge_temperature
         try:
             async with asyncio.timeout(self.settings.judge_timeout_s):
-                async with self.session.post(self.url, data=msgspec.json.encode(body)) as response:
-                    content = await response.read()
-        except TimeoutError as error:
+                # The body as it is: the typed method walks through all of it first, which costs more than sending it.
+                response = await self.client.post("/chat/completions", cast_to=httpx.Response, body=body)
+                return _answer(response)
+        except (TimeoutError, openai.APITimeoutError) as error:
+            if isinstance(error.__cause__, httpx.ConnectTimeout):  # what aiohttp's transport calls a refusal, too
+                raise _unreached(error.__cause__) from error
             raise AskError(f"the judge did not answer within {self.settings.judge_timeout_s:g} s", "timeout") from error
-        except (aiohttp.ClientError, OSError) as error:
-            words = f"the judge's endpoint was not reached: {type(error).__name__}"
-            raise AskError(words, "unreachable", usage=Usage(0, 0)) from error
-        if response.status // 100 != 2:
-            raise _RefusedError(response, content)
-        return _answer(response.content_type, content)
+        except openai.APIStatusError:
+            raise
+        except openai.APIError as error:
+            raise _unreached(error) from error
 
 
 def _forms(question: Question) -> list[dict[str, Any]]:
@@ -160,17 +147,24 @@ def _forms(question: Question) -> list[dict[str, Any]]:
     ]
 
 
-def _refused(error: _RefusedError) -> AskError:
-    again = error.status in (408, 409, 425, 429) or error.status >= 500
-    return AskError(str(error), "refused", again=again, after_s=error.after_s, usage=Usage(0, 0))
+def _unreached(error: Exception) -> AskError:
+    words = f"the judge's endpoint was not reached: {type(error.__cause__ or error).__name__}"
+    return AskError(words, "unreachable", usage=Usage(0, 0))
 
 
-def _answer(content_type: str, content: bytes) -> Answer:
+def _refused(error: openai.APIStatusError) -> AskError:
+    again = error.status_code in (408, 409, 425, 429) or error.status_code >= 500
+    words = f"the judge's endpoint answered {error.status_code}"
+    after_s = retry_after_s(error.response.headers.get("retry-after", ""), datetime.now(UTC))
+    return AskError(words, "refused", again=again, after_s=after_s, usage=Usage(0, 0))
+
+
+def _answer(response: httpx.Response) -> Answer:
     try:
-        if content_type == "text/event-stream":
-            completion = _Completion.model_validate(joined(content))
+        if response.headers.get("content-type", "").startswith("text/event-stream"):
+            completion = _Completion.model_validate(joined(response.content))
         else:
-            completion = _Completion.model_validate_json(content)
+            completion = _Completion.model_validate_json(response.content)
     except ValueError as error:  # pydantic's own among them
         raise AskError("the judge's endpoint did not answer with a chat completion", "unreadable") from error
     told = completion.usage or _Usage()
@@ -199,16 +193,14 @@ def retry_after_s(header: str, now: datetime) -> float | None:
 
 @asynccontextmanager
 async def ask_of(settings: ScorerSettings) -> AsyncIterator[Endpoint]:
-    """The endpoint that the settings name. Of the environment, only its proxies are read."""
-    url = urlsplit(settings.judge_base_url or "")
+    """The endpoint that the settings name. Nothing of it is read from the client's own environment variables."""
     key = settings.judge_api_key.get_secret_value() if settings.judge_api_key else "none"
-    authorization = {} if url.username else {"Authorization": f"Bearer {key}"}  # a user in the URL is sent as such
-    session = aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0, ssl=httpx.create_ssl_context()),  # Asker limits; httpx's certificates
-        cookie_jar=aiohttp.DummyCookieJar(),
-        headers={"Content-Type": "application/json", **authorization},
-        timeout=aiohttp.ClientTimeout(),  # ours is around each call
-        proxy=None if proxy_bypass(url.hostname or "") else getproxies().get(url.scheme),
+    client = openai.AsyncOpenAI(
+        base_url=settings.judge_base_url,
+        api_key=key,
+        max_retries=0,
+        timeout=settings.judge_timeout_s,
+        http_client=openai.DefaultAioHttpClient(),  # two thirds of httpx's own time for a call
     )
-    async with session:
-        yield Endpoint(session, settings)
+    async with client:
+        yield Endpoint(client, settings)
