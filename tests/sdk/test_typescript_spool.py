@@ -137,6 +137,43 @@ async def test_what_a_killed_agent_had_spooled_goes_with_the_next_one(
     assert not spooled_files()
 
 
+async def test_what_the_broker_may_have_stored_before_it_went_is_stored_once(built: Path, away: NatsServer) -> None:
+    """It stops with an event in flight. The spool remembers that it was tried: a duplicate is our own event then."""
+    away.start()
+    if (process := getattr(away, "process", None)) is None:
+        pytest.skip("a server in a container cannot be stopped with an event in flight")
+    script = """
+        recorder.trajectory({ goal: "connect" });
+        console.log("unsent:", await recorder.flush(60_000));
+        await told();
+        recorder.trajectory({ goal: "be in flight" });
+        await recorder.flush(200);
+        console.log("it is in flight");
+        await until(() => recorder.counts.spooled === 1);
+        process.exitCode = (await recorder.close(0)) - 1;
+    """
+    async with agent(built, away.url, script) as running:
+        await running.hear("unsent: 0")
+        process.send_signal(signal.SIGSTOP)
+        running.tell()
+        await running.hear("it is in flight")
+        process.kill()
+        process.wait()
+    spool = Spool(Path(os.environ["RATCHET_SPOOL_DIR"]) / "agent-1")
+    spool.open()
+    [event] = spool.read(9, 10**9)
+    spool.close()
+    assert event.flags == TRIED
+    away.start()
+    async with connected(away) as bus:  # as if it had been stored, and only the ack was lost
+        await bus.js.publish("steps.agent-1", event.data, headers={"Nats-Msg-Id": event.message_id})
+    async with agent(built, away.url, "process.exitCode = await recorder.close(60_000);"):
+        pass
+    goals = [message.event.model_dump()["goal"] for message in await what_came(away)]
+    assert goals == ["connect", "be in flight"]
+    assert not spooled_files()
+
+
 async def test_a_flipped_byte_costs_one_event(built: Path, away: NatsServer) -> None:
     script = """
         const trajectory = recorder.trajectory();

@@ -185,11 +185,25 @@ test("a position that cannot be written counts nothing twice", async () => {
   await again.close();
 });
 
+test("files that somebody took away are forgotten, and the next event begins a new one", async () => {
+  const home = place();
+  const spool = await opened(home);
+  await spool.append(events(1, 2));
+  rmSync(join(home, segments(home)[0]!));
+  assert.deepEqual(await told(spool), []);
+  await spool.forget();
+  assert.equal(await spool.append(events(3)), 1);
+  assert.deepEqual([spool.pending, await told(spool)], [1, events(3)]);
+  await spool.close();
+});
+
 test("what ends while the broker is away is on disk, without secrets; closing twice is closing once", async () => {
   const spoolDir = place();
   const said: string[] = [];
   const recorder = new Recorder("nats://127.0.0.1:1", "agent-1", { spoolDir, log: (message) => said.push(message) });
-  recorder.trajectory({ goal: `use sk-${"a".repeat(30)}` }).end();
+  const trajectory = recorder.trajectory({ goal: `use sk-${"a".repeat(30)}` });
+  while (recorder.counts.spooled < 1) await new Promise((next) => setImmediate(next));
+  trajectory.end(); // in the queue as it closes
   assert.deepEqual(await Promise.all([recorder.close(0), recorder.close(0)]), [2, 2]);
   assert.deepEqual([recorder.counts.unsent, recorder.counts.spooled], [2, 2]);
   const home = join(spoolDir, "agent-1");
