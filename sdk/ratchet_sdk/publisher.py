@@ -279,7 +279,8 @@ class Publisher:
             self._fault(f"{self.counts.spooled} events were in {self._spool.directory} and are not there any more")
             self.counts.unsent -= self.counts.spooled
             self.counts.dropped += self.counts.spooled
-            self._spool.pending = self.counts.spooled = 0
+            self.counts.spooled = 0
+            self._spool.forget()
             self._look_whether_empty()
             return
         results = await self._publish(js, self._from_spool)

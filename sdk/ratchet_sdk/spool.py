@@ -164,6 +164,14 @@ class Spool:
             temporary.write_text(f"{self._begin[0]} {self._begin[1]}\n")
             temporary.replace(self.directory / "position")
 
+    def forget(self) -> None:
+        """The files are gone: nothing is pending, and the next event begins a new one."""
+        if self._tail is not None:
+            self._tail.close()
+            self._tail = None
+        self._bytes = {}
+        self.pending = 0
+
     def _write(self, record: bytes) -> None:
         last = max(self._bytes, default=self._begin[0])
         if self._tail is None or self._bytes[last] + len(record) > SEGMENT_BYTES:
@@ -177,10 +185,10 @@ class Spool:
         self._bytes[last] += len(record)
 
     def _records(self, segment: int, offset: int) -> Iterator[Spooled]:
-        """Those that are whole, from ``offset`` to the end."""
+        """Those that are whole, from ``offset`` to the end; none where somebody took the file away."""
         if self._tail is not None:
             self._tail.flush()
-        with self._path(segment).open("rb") as file:
+        with contextlib.suppress(FileNotFoundError), self._path(segment).open("rb") as file:
             while True:
                 file.seek(offset)
                 if (payload := _payload(file)) is None:
@@ -210,7 +218,7 @@ def _payload(file: BinaryIO) -> bytes | None:
         return None
     mark, length, checksum = HEAD.unpack(head)
     left = os.fstat(file.fileno()).st_size - file.tell()
-    if mark != MARK or length > left:
+    if mark != MARK or not 0 < length <= left:
         return None
     payload = file.read(length)
     return payload if zlib.crc32(payload) == checksum else None

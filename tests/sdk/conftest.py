@@ -1,8 +1,9 @@
-"""A recorder, a provider and a gateway, for those who ask them."""
+"""A recorder, a provider and a gateway, for those who ask them; the agent in TypeScript, built once."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 from ratchet_sdk import Recorder
@@ -10,6 +11,7 @@ from ratchet_sdk import Recorder
 from services.cli.embedded import NatsServer
 from shared.bus import Bus
 from tests.sdk.standin import Provider, serving
+from tests.sdk.typescript import build
 
 
 @pytest.fixture
@@ -28,3 +30,8 @@ async def provider() -> AsyncIterator[Provider]:
 async def gateway() -> AsyncIterator[Provider]:
     async with serving(Provider(gateway=True)) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(tmp_path_factory.mktemp("typescript"))

@@ -497,6 +497,27 @@ async def test_a_full_spool_keeps_the_oldest_and_counts_the_rest(
     assert [event.message_id for event in spool.read(99, 10**9)] == [f"a:{n}" for n in range(12)]
 
 
+async def test_files_that_somebody_took_away_are_counted_and_hold_nothing_up(nats_server: NatsServer, bus: Bus) -> None:
+    nats_server.stop()
+    async with Recorder(nats_server.url, "agent-1") as recorder, recorder.trajectory() as run:
+        while recorder.counts.spooled < 1:
+            await asyncio.sleep(0.01)
+        [file] = spooled_files()
+        file.unlink()
+        async with run.step():
+            pass
+        while recorder.counts.spooled < 2:  # into the file that is gone
+            await asyncio.sleep(0.01)
+        nats_server.start()
+        while recorder.counts.dropped < 2:
+            await asyncio.sleep(0.01)
+    assert recorder.counts.unsent == 0
+    while not bus.nc.is_connected:
+        await asyncio.sleep(0.02)
+    [ended] = await stored(bus)
+    assert isinstance(ended.event, TrajectoryEnded)
+
+
 async def test_without_a_place_for_it_there_is_no_spool_and_no_harm(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     recorder = Recorder("nats://127.0.0.1:1", "agent-1", spool_dir=tmp_path / "file")

@@ -103,6 +103,20 @@ def test_a_flipped_bit_costs_the_event_that_it_is_in_and_no_other(tmp_path: Path
     assert (again.pending, list(tmp_path.glob("*.events"))) == (0, [])
 
 
+def test_a_mark_before_a_hole_of_zeros_is_no_record(tmp_path: Path) -> None:
+    """What a disk gives that lost a block: zeros are a length of none, whose checksum fits."""
+    spool = opened(tmp_path)
+    spool.append(events(1, 2, 3))
+    spool.close()
+    [segment] = tmp_path.glob("*.events")
+    data = segment.read_bytes()
+    size = len(data) // 3
+    segment.write_bytes(data[: size + len(module.MARK)] + bytes(size - len(module.MARK)) + data[2 * size :])
+    again = opened(tmp_path)
+    assert told(again) == events(1, 3)
+    assert (again.pending, again.damaged) == (2, size)
+
+
 def test_a_disk_that_refuses_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spool = opened(tmp_path)
     spool.append(events(1))

@@ -6,9 +6,10 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { test } from "node:test";
 
-import { connectionOptions } from "./publisher.js";
-import { Recorder, uuid7 } from "./recorder.js";
+import { connectionOptions } from "./connection.js";
+import { Recorder } from "./recorder.js";
 import { Redaction } from "./redact.js";
+import { uuid7 } from "./values.js";
 
 const NOBODY = "nats://127.0.0.1:1";
 
@@ -49,7 +50,7 @@ test("credentials are a seed or a JWT user's file, and nothing else", () => {
 
 test("what cannot be recorded is refused, and throws nothing", async () => {
   const said: string[] = [];
-  const recorder = new Recorder(NOBODY, "agent-1", { log: (message) => said.push(message) });
+  const recorder = new Recorder(NOBODY, "agent-1", { spoolDir: "", log: (message) => said.push(message) });
   const circular: Record<string, unknown> = {};
   circular.self = circular;
   const trajectory = recorder.trajectory({ metadata: circular });
@@ -72,7 +73,7 @@ test("what cannot be recorded is refused, and throws nothing", async () => {
 });
 
 test("an event that is too large is refused, and a full queue drops", async () => {
-  const recorder = new Recorder(NOBODY, "agent-1", { queueMax: 2, log: () => undefined });
+  const recorder = new Recorder(NOBODY, "agent-1", { spoolDir: "", queueMax: 2, log: () => undefined });
   const trajectory = recorder.trajectory();
   const step = trajectory.step({ data: "x".repeat(5_000_000) });
   step.end();

@@ -5,12 +5,15 @@
  * at once, and nothing throws into the agent: what cannot be recorded is counted and said in the log.
  */
 
-import { randomBytes } from "node:crypto";
+import { resolve } from "node:path";
 import { isDeepStrictEqual } from "node:util";
 
+import { connectionOptions } from "./connection.js";
 import type * as wire from "./events.js";
-import { connectionOptions, Publisher, words, type Counts } from "./publisher.js";
+import { Publisher, type Counts } from "./publisher.js";
 import { secrets, type Redactor } from "./redact.js";
+import { Spool } from "./spool.js";
+import { encoded, uuid7, words } from "./values.js";
 
 type Json = Record<string, unknown>;
 type Head = "schema" | "event_id" | "policy" | "trajectory_id" | "started_at" | "occurred_at";
@@ -25,6 +28,8 @@ export interface RecorderOptions {
   queueMax?: number;
   /** Takes secrets out of each text before it leaves: keys, tokens, passwords, addresses, card numbers; null: nothing. */
   redact?: Redactor | null;
+  /** Where events wait on disk while the broker is away: RATCHET_SPOOL_DIR or `.ratchet/spool`; nowhere if it is empty. */
+  spoolDir?: string;
   log?: (message: string) => void;
 }
 
@@ -57,12 +62,14 @@ export class Recorder {
       throw new RangeError(`agentId must be 1 to 64 of A-Z a-z 0-9 _ -, got ${JSON.stringify(agentId)}`);
     }
     this.policy = options.policy ?? "default";
+    const spoolDir = options.spoolDir ?? process.env.RATCHET_SPOOL_DIR ?? ".ratchet/spool";
     this.#publisher = new Publisher(
       `steps.${agentId}`,
       { ...connectionOptions(natsUrl, options.credentials), name: agentId, inboxPrefix: `_INBOX_${agentId}` },
       options.queueMax ?? 10_000,
       options.log ?? console.warn,
       options.redact === null ? undefined : (options.redact ?? secrets),
+      spoolDir ? new Spool(resolve(spoolDir, agentId)) : undefined,
     );
   }
 
@@ -81,7 +88,10 @@ export class Recorder {
     return this.#publisher.flush(timeoutMs);
   }
 
-  /** Flush and disconnect, without which the process does not end. Gives how many events were not acknowledged. */
+  /**
+   * Flush and disconnect, without which the process does not end. Gives how many events are not acknowledged; what is
+   * spooled (`counts.spooled`) goes next time.
+   */
   close(timeoutMs = 10_000): Promise<number> {
     return this.#publisher.close(timeoutMs);
   }
@@ -266,24 +276,6 @@ function begins(known: Conversation, messages: Message[]): boolean {
 
 function bare(message: Message): Json {
   return Object.fromEntries(Object.entries(message).filter(([, value]) => value !== null));
-}
-
-/** A time-ordered id (RFC 9562, version 7): 48 bits of milliseconds, then 74 random bits. */
-export function uuid7(): string {
-  const bytes = randomBytes(16);
-  bytes.writeUIntBE(Date.now(), 0, 6);
-  bytes[6] = (bytes[6]! & 0x0f) | 0x70;
-  bytes[8] = (bytes[8]! & 0x3f) | 0x80;
-  return bytes.toString("hex").replace(/^(.{8})(.{4})(.{4})(.{4})/, "$1-$2-$3-$4-");
-}
-
-/** Half a surrogate pair, as cut streams leave it: JSON writes it as an escape, and the recorder refuses it. */
-const HALF_A_PAIR = /(?<!\\)((?:\\\\)*)\\ud[89a-f][0-9a-f]{2}/g;
-
-function encoded(value: unknown): string {
-  const json = JSON.stringify(value, (_, inner) => (typeof inner === "bigint" ? String(inner) : inner));
-  if (json === undefined) throw new TypeError("JSON has no word for it");
-  return json.replace(HALF_A_PAIR, "$1?");
 }
 
 /** What a reply says about its call: the choice, and of a whole completion also model, usage and token ids. */
