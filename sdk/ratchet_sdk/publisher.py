@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gzip
 import logging
 import traceback
 from collections import deque
@@ -19,25 +18,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from nats.aio.client import Client
 from nats.errors import Error as NatsError
-from nats.errors import StaleConnectionError
 
+from ratchet_sdk.connection import Connection
 from ratchet_sdk.events import MAX_EVENT_BYTES
-from ratchet_sdk.jetstream import JetStream, Message, NeverError
-from ratchet_sdk.redact import Redaction, Redactor
-from ratchet_sdk.spool import PACKED, TRIED, Spool, SpoolBusyError, Spooled
+from ratchet_sdk.jetstream import JetStream, NeverError
+from ratchet_sdk.redact import Redactor
+from ratchet_sdk.sending import IN_FLIGHT, IN_FLIGHT_BYTES, Outgoing, Sending, next_window, of_spool, raise_first
+from ratchet_sdk.spool import Spool, SpoolBusyError, Spooled
 
 log = logging.getLogger("ratchet_sdk")
 
-GZIP_ABOVE_BYTES = 32 * 1024
-IN_FLIGHT = 256  # the server takes 1,000 messages in a batch at most
-IN_FLIGHT_BYTES = 8 * 1024 * 1024
-HEADER_ROOM_BYTES = 1024
-CONNECT_PATIENCE_S = 3.0
-RECONNECT_PATIENCE_S = 1.0  # a broker that is away for longer is away: what waits goes to disk
 MAX_PAUSE_S = 2.0
-REDACT_AT_ONCE_BYTES = 32 * 1024  # about two milliseconds of the loop, which is the agent's
 
 
 @dataclass
@@ -51,22 +43,6 @@ class Counts:
     unsent: int = 0  # with what an earlier process left in the spool
     spooled: int = 0  # of the unsent: on disk
     last_error: str | None = None
-
-
-@dataclass(eq=False)
-class _Event(Message):
-    size_bytes: int = 0
-    prepared: bool = False
-
-    @property
-    def flags(self) -> int:
-        return (TRIED if self.tries else 0) | (PACKED if self.headers else 0)
-
-
-def _of_spool(subject: str, event: Spooled) -> _Event:
-    headers = {"Content-Encoding": "gzip"} if event.flags & PACKED else {}
-    tries = 1 if event.flags & TRIED else 0
-    return _Event(subject, event.data, event.message_id, headers, tries, len(event.data), prepared=True)
 
 
 class Publisher:
@@ -86,33 +62,21 @@ class Publisher:
     ) -> None:
         self.subject = subject
         self.counts = Counts()
-        self._connect_options: dict[str, Any] = {
-            "servers": nats_url.split(","),
-            "name": name,
-            "inbox_prefix": f"_INBOX_{name}",
-            "connect_timeout": 2,
-            "reconnect_time_wait": 0.25,
-            "max_reconnect_attempts": -1,
-            "ping_interval": 5,
-            "max_outstanding_pings": 3,
-            **(options or {}),
-        }
+        self._connection = Connection(nats_url, name, options or {}, self._fault)
+        self._sending = Sending(redactor, self._connection)
         self._queue_max = queue_max
         self._queue_max_bytes = queue_max_bytes
-        self._queue: deque[_Event] = deque()
+        self._queue: deque[Outgoing] = deque()
         self._queue_bytes = 0
-        self._redacted = Redaction(redactor)
         self._spool = spool
         self._spool_is_open = False
-        self._from_spool: list[_Event] = []  # the window of the spool that is being sent
+        self._from_spool: list[Outgoing] = []  # the window of the spool that is being sent
         self._from_spool_last: Spooled | None = None
         self._setting_aside: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
         self._empty = asyncio.Event()
         self._empty.set()
         self._task: asyncio.Task[None] | None = None
-        self._client: Client | None = None
-        self._js: JetStream | None = None
         self._closing = False
 
     # the agent's side ---------------------------------------------------------------------------
@@ -120,7 +84,7 @@ class Publisher:
         """Queue one event. False where it is too large or the queue is full; it is counted and never raises."""
         if not self.admits(len(data)):
             return False
-        self._queue.append(_Event(self.subject, data, message_id, size_bytes=len(data)))
+        self._queue.append(Outgoing(self.subject, data, message_id, size_bytes=len(data)))
         self._queue_bytes += len(data)
         self.counts.accepted += 1
         self.counts.unsent += 1
@@ -163,7 +127,8 @@ class Publisher:
     def _move_to_another_loop(self) -> None:
         """An agent may call ``asyncio.run`` several times: what belonged to a loop that has ended is made anew."""
         self._wake, self._empty = asyncio.Event(), asyncio.Event()
-        self._client = self._js = self._setting_aside = None
+        self._connection.forget()
+        self._setting_aside = None
         if self._queue or self.counts.spooled:
             self._wake.set()
         else:
@@ -186,7 +151,7 @@ class Publisher:
                 await asyncio.wait([self._task], timeout=0.5)
         if self._setting_aside is not None:
             await asyncio.wait([self._setting_aside])
-        await self._disconnect()
+        await self._connection.close()
         if self._queue:
             await self._set_aside()
         if self._spool is not None and self._spool_is_open:
@@ -204,7 +169,7 @@ class Publisher:
         while not self._closing:
             await self._wake.wait()
             try:
-                js = await self._connected()
+                js = await self._connection.jetstream()
                 await (self._send_spooled(js) if self.counts.spooled else self._send_queued(js))
                 pause_s = 0.05
                 continue
@@ -213,48 +178,15 @@ class Publisher:
             except Exception as error:  # the task must outlive whatever a library raises: the events wait in it
                 self._fault(f"publishing failed, and is tried again: {error!r}")
                 log.debug("publishing failed here: %s", "".join(traceback.format_tb(error.__traceback__)))
-            if self._client is None or not self._client.is_connected:
+            if not self._connection.is_up:
                 await self._set_aside()
             await asyncio.sleep(pause_s)
             pause_s = min(MAX_PAUSE_S, pause_s * 2)
 
-    async def _connected(self) -> JetStream:
-        if self._client is not None and self._js is not None and not self._client.is_closed:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(RECONNECT_PATIENCE_S):
-                    while self._client.is_reconnecting:
-                        await asyncio.sleep(0.02)
-            if self._client.is_connected:
-                return self._js
-            if self._client.is_reconnecting:
-                raise StaleConnectionError
-        await self._disconnect()
-        self._client = Client()
-        async with asyncio.timeout(CONNECT_PATIENCE_S):  # it would try for ever
-            await self._client.connect(
-                error_cb=self._on_error, disconnected_cb=self._on_disconnect, **self._connect_options
-            )
-        self._js = JetStream(self._client)
-        return self._js
-
-    async def _disconnect(self) -> None:
-        client, self._client, self._js = self._client, None, None
-        if client is not None and not client.is_closed:
-            with contextlib.suppress(NatsError, OSError, TimeoutError, asyncio.CancelledError):
-                await asyncio.wait_for(client.close(), 2)
-
-    async def _on_error(self, error: Exception) -> None:
-        self._fault(f"the connection to the broker: {error!r}")
-
-    async def _on_disconnect(self) -> None:
-        """No ack comes over a connection that is gone: what was in flight is published again on the next one."""
-        if self._js is not None:
-            self._js.give_up()
-
     async def _send_queued(self, js: JetStream) -> None:
         """Publish what waits, up to a window, and settle each by its ack. Raises the first thing worth a pause."""
-        window = self._next_window()
-        results = await self._publish(js, window)
+        window = next_window(self._queue)
+        results = await self._sending.publish(js, window)
         for _ in window:
             self._queue.popleft()
         kept = []
@@ -266,14 +198,14 @@ class Publisher:
                 kept.append(event)
         self._queue.extendleft(reversed(kept))
         self._look_whether_empty()
-        _raise_first(results)
+        raise_first(results)
 
     async def _send_spooled(self, js: JetStream) -> None:
         """Publish the oldest window of the spool. It is done with as a whole, or sent again as a whole."""
         assert self._spool is not None
         if not self._from_spool:
             events = await asyncio.to_thread(self._spool.read, IN_FLIGHT, IN_FLIGHT_BYTES)
-            self._from_spool = [_of_spool(self.subject, event) for event in events]
+            self._from_spool = [of_spool(self.subject, event) for event in events]
             self._from_spool_last = events[-1] if events else None
         if self._from_spool_last is None:  # somebody took the files away
             self._fault(f"{self.counts.spooled} events were in {self._spool.directory} and are not there any more")
@@ -283,68 +215,14 @@ class Publisher:
             self._spool.forget()
             self._look_whether_empty()
             return
-        results = await self._publish(js, self._from_spool)
-        _raise_first(results)
+        results = await self._sending.publish(js, self._from_spool)
+        raise_first(results)
         self._spool.done(self._from_spool_last, len(results))
         self._from_spool, self._from_spool_last = [], None
         self.counts.spooled = self._spool.pending
         for result in results:
             self._settle(result)
         self._look_whether_empty()
-
-    def _next_window(self) -> list[_Event]:
-        window: list[_Event] = []
-        size_bytes = 0
-        for item in self._queue:
-            if len(window) == IN_FLIGHT or (window and size_bytes + len(item.data) > IN_FLIGHT_BYTES):
-                break
-            window.append(item)
-            size_bytes += len(item.data)
-        return window
-
-    async def _publish(self, js: JetStream, window: list[_Event]) -> list[Exception | None]:
-        """Gives None for what is stored, else why it is not."""
-        results: list[Exception | None] = [None] * len(window)
-        ready: list[int] = []
-        redacted_bytes = 0
-        for place, item in enumerate(window):
-            if not item.prepared and (redacted_bytes := redacted_bytes + len(item.data)) > REDACT_AT_ONCE_BYTES:
-                redacted_bytes = 0
-                await asyncio.sleep(0)
-            try:
-                await self._prepare(item)
-                self._fits(item)
-                ready.append(place)
-            except NeverError as error:
-                results[place] = error
-        for place, result in zip(ready, await js.store([window[place] for place in ready]), strict=True):
-            results[place] = result
-        return results
-
-    async def _prepare(self, item: _Event) -> None:
-        """Redact, and zip large events, off the loop: 4 MiB would hold the agent up. Raises NeverError."""
-        if not item.prepared:
-            try:
-                if len(item.data) > GZIP_ABOVE_BYTES:
-                    item.data = await asyncio.to_thread(self._packed, item.data)
-                    item.headers["Content-Encoding"] = "gzip"
-                else:
-                    item.data = self._redacted(item.data)
-            except Exception as error:  # an event that may hold a secret must not leave
-                raise NeverError(f"it could not be redacted: {type(error).__name__}") from None
-            item.prepared = True
-
-    def _fits(self, item: _Event) -> None:
-        """Raises NeverError for what the server would not take, and would close the connection over.
-
-        Asked only once connected: until a server has told its limit, a client assumes one of its own.
-        """
-        limit = self._client.max_payload if self._client is not None else 0
-        if limit and len(item.data) + HEADER_ROOM_BYTES > limit:
-            raise NeverError(f"{len(item.data)} bytes are over the server's max_payload of {limit}; raise it to 8 MiB")
-
-    def _packed(self, data: bytes) -> bytes:
-        return gzip.compress(self._redacted(data), 1, mtime=0)
 
     def _settle(self, result: Exception | None) -> None:
         """Count what is done with: stored, or refused for good."""
@@ -394,11 +272,11 @@ class Publisher:
         if self._spool is None:
             return
         while self._queue:
-            window = self._next_window()
+            window = next_window(self._queue)
             ready = []
             for event in window:
                 try:
-                    await self._prepare(event)
+                    await self._sending.prepare(event)
                     ready.append(event)
                 except NeverError as error:
                     self._settle(error)
@@ -421,15 +299,9 @@ class Publisher:
     def _fault(self, why: str) -> None:
         """Say it once. What raises names what it was given, and the log is no place for what the wire must not see."""
         try:
-            why = self._redacted.text(why)
+            why = self._sending.redacted.text(why)
         except Exception:  # a redactor that fails on it: then nobody may see it
             why = "something was not recorded, and what it was could not be redacted"
         if self.counts.last_error != why:
             log.warning("%s", why)
         self.counts.last_error = why
-
-
-def _raise_first(results: list[Exception | None]) -> None:
-    for result in results:
-        if result is not None and not isinstance(result, NeverError):
-            raise result

@@ -18,8 +18,7 @@ from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
-from ratchet_sdk import Recorder, SyncRecorder
-from ratchet_sdk import publisher as publishing
+from ratchet_sdk import Recorder, SyncRecorder, sending
 from ratchet_sdk.compat import TrajectoryRecorder
 from ratchet_sdk.events import MAX_EVENT_BYTES, Step, TrajectoryEnded, TrajectoryStarted
 
@@ -212,7 +211,7 @@ async def test_the_agents_loop_has_its_turn_while_many_events_are_redacted(
         assert await recorder.flush() == 0
         task.cancel()
     assert recorder.counts.published == 202
-    assert most <= 2 * publishing.REDACT_AT_ONCE_BYTES
+    assert most <= 2 * sending.REDACT_AT_ONCE_BYTES
 
 
 async def test_close_returns_though_a_client_swallows_the_cancel(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -227,7 +226,7 @@ async def test_close_returns_though_a_client_swallows_the_cancel(monkeypatch: py
         except asyncio.CancelledError:
             raise OSError("no connection") from None
 
-    monkeypatch.setattr(recorder.publisher, "_connected", swallowing)
+    monkeypatch.setattr(recorder.publisher._connection, "jetstream", swallowing)
     recorder.trajectory().start()
     await connecting.wait()
     assert await asyncio.wait_for(recorder.close(0), 20) == 1

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ratchet_sdk import Recorder
+from ratchet_sdk import Recorder, connection
 from ratchet_sdk import publisher as publishing
 from ratchet_sdk.events import (
     MAX_EVENT_BYTES,
@@ -298,7 +298,7 @@ async def test_a_payload_over_the_servers_own_limit_is_refused_and_the_rest_goes
         async with recorder.trajectory():
             pass
         assert await recorder.flush() == 0
-        client = recorder.publisher._client
+        client = recorder.publisher._connection._client
         assert client is not None
         client._max_payload = 2000
         async with recorder.trajectory(goal="x" * 2000):
@@ -458,7 +458,7 @@ async def test_a_large_event_waits_for_a_broker_that_was_never_there(
     nats_server.stop()
     recorder = Recorder(nats_server.url, "agent-1")
     with monkeypatch.context() as impatient:
-        impatient.setattr(publishing, "CONNECT_PATIENCE_S", 0.05)
+        impatient.setattr(connection, "CONNECT_PATIENCE_S", 0.05)
         async with recorder.trajectory(goal=noise):
             pass
         while recorder.counts.spooled < 2:
@@ -478,8 +478,8 @@ async def test_a_large_event_waits_for_a_broker_that_was_never_there(
 async def test_a_full_spool_keeps_the_oldest_and_counts_the_rest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for patience in ("CONNECT_PATIENCE_S", "MAX_PAUSE_S"):
-        monkeypatch.setattr(publishing, patience, 0.05)
+    monkeypatch.setattr(connection, "CONNECT_PATIENCE_S", 0.05)
+    monkeypatch.setattr(publishing, "MAX_PAUSE_S", 0.05)
     spool = Spool(tmp_path / "small", max_bytes=2_100)
     publisher = Publisher("nats://127.0.0.1:1", "steps.a", name="a", queue_max=10, spool=spool)
     sent = 0
