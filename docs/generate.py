@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, TypeAdapter
-from ratchet_sdk import events
+from ratchet_sdk import events, outcomes
 
 from shared import events as loop
 from shared import subjects
@@ -20,11 +20,11 @@ JsonSchema = dict[str, Any]
 
 STEP_KINDS = (events.TrajectoryStarted, events.Step, events.LlmCallMade, events.TrajectoryEnded)
 OUTCOME_KINDS = (
-    events.PriceSeen,
-    events.MarketResolved,
-    events.MetricMeasured,
-    events.TrajectoryJudgedByWorld,
-    events.KnowledgeRevealed,
+    outcomes.PriceSeen,
+    outcomes.MarketResolved,
+    outcomes.MetricMeasured,
+    outcomes.TrajectoryJudgedByWorld,
+    outcomes.KnowledgeRevealed,
 )
 LOOP_EVENTS = (
     loop.WindowClosed,
@@ -255,7 +255,7 @@ def markdown() -> str:
     ]
     parts += _kinds(OUTCOME_KINDS)
     parts += ["### Parts of a fact"]
-    facts = (events.Price, events.Resolution, events.Metric, events.TrajectoryOutcome, events.Knowledge)
+    facts = (outcomes.Price, outcomes.Resolution, outcomes.Metric, outcomes.TrajectoryOutcome, outcomes.Knowledge)
     parts += [_model(model, level=4) for model in facts]
     parts += ["## Between the services", _stream_line("LOOP")]
     parts += ["Ids and small facts, never texts. `Nats-Msg-Id` is the subject and what makes the event one."]
@@ -345,7 +345,7 @@ def documents() -> dict[Path, str]:
         HERE / "events.md": markdown(),
         HERE / "asyncapi.json": dump(asyncapi()),
         HERE / "schema" / "step-event.json": dump(json_schema(events.StepEvent, "Step event")),
-        HERE / "schema" / "outcome.json": dump(json_schema(events.Outcome, "Outcome")),
+        HERE / "schema" / "outcome.json": dump(json_schema(outcomes.Outcome, "Outcome")),
         HERE / "schema" / "loop-event.json": dump(any_loop_event()),
     }
 

@@ -13,7 +13,8 @@ from typing import Any
 
 import nats
 from nats.aio.client import Client
-from ratchet_sdk.events import (
+from ratchet_sdk.events import message_id
+from ratchet_sdk.outcomes import (
     Fact,
     Knowledge,
     KnowledgeRevealed,
@@ -25,7 +26,6 @@ from ratchet_sdk.events import (
     Resolution,
     TrajectoryJudgedByWorld,
     TrajectoryOutcome,
-    message_id,
 )
 
 from examples.market.agents import Order

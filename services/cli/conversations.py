@@ -19,20 +19,8 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from ratchet_sdk.events import (
-    Action,
-    Event,
-    Fact,
-    Knowledge,
-    KnowledgeRevealed,
-    LlmCall,
-    Model,
-    Step,
-    TrajectoryEnded,
-    TrajectoryJudgedByWorld,
-    TrajectoryOutcome,
-    TrajectoryStarted,
-)
+from ratchet_sdk.events import Action, Event, LlmCall, Model, Step, TrajectoryEnded, TrajectoryStarted
+from ratchet_sdk.outcomes import Fact, Knowledge, KnowledgeRevealed, TrajectoryJudgedByWorld, TrajectoryOutcome
 
 from shared.errors import ConfigurationError, GiveUpError
 

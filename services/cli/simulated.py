@@ -16,7 +16,7 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 from ratchet_sdk import Recorder
-from ratchet_sdk.events import TrajectoryJudgedByWorld, TrajectoryOutcome
+from ratchet_sdk.outcomes import TrajectoryJudgedByWorld, TrajectoryOutcome
 
 from services.cli.output import progress, task
 from shared import subjects

@@ -10,7 +10,7 @@ from typing import Any
 from uuid import UUID
 
 from pydantic import ValidationError
-from ratchet_sdk.events import (
+from ratchet_sdk.outcomes import (
     Knowledge,
     KnowledgeRevealed,
     MarketResolved,

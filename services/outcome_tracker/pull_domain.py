@@ -16,7 +16,8 @@ from typing import Any
 from uuid import UUID
 
 from pydantic import ValidationError
-from ratchet_sdk.events import MAX_EVENT_BYTES, outcomes
+from ratchet_sdk.events import MAX_EVENT_BYTES
+from ratchet_sdk.outcomes import outcomes
 
 from services.outcome_tracker.domain import FactRow, fact_row, fault_of
 from shared.errors import ConfigurationError, GiveUpError, reason

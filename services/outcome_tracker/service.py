@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import asyncpg
 from prometheus_client import Counter
 from pydantic import ValidationError
-from ratchet_sdk.events import outcomes
+from ratchet_sdk.outcomes import outcomes
 
 from services.outcome_tracker.domain import CONTRADICTION, FAULTS, FactRow, fact_row, fault_of, source_of
 from services.outcome_tracker.store import OutcomeStore

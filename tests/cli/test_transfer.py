@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 from openai.types.chat.chat_completion import Choice
-from ratchet_sdk.events import Step, TrajectoryEnded, TrajectoryStarted, outcomes, step_events
+from ratchet_sdk.events import Step, TrajectoryEnded, TrajectoryStarted, step_events
+from ratchet_sdk.outcomes import outcomes
 
 from services.cli import importing
 from shared.bus import Bus

@@ -7,7 +7,8 @@ import re
 import tomllib
 
 import pytest
-from ratchet_sdk.events import outcomes, step_events
+from ratchet_sdk.events import step_events
+from ratchet_sdk.outcomes import outcomes
 
 from docs import generate
 

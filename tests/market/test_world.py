@@ -6,7 +6,7 @@ import asyncio
 from datetime import UTC, datetime
 
 import pytest
-from ratchet_sdk.events import KnowledgeRevealed, MarketResolved, MetricMeasured, TrajectoryJudgedByWorld, outcomes
+from ratchet_sdk.outcomes import KnowledgeRevealed, MarketResolved, MetricMeasured, TrajectoryJudgedByWorld, outcomes
 
 from examples.market import __main__ as process
 from examples.market.agents import Order

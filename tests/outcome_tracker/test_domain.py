@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from ratchet_sdk.events import outcomes, uuid7
+from ratchet_sdk.events import uuid7
+from ratchet_sdk.outcomes import outcomes
 
 from services.outcome_tracker.domain import FAULTS, fact_row, fault_of, source_of, storable
 from shared.errors import GiveUpError

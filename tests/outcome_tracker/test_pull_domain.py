@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from ratchet_sdk.events import MAX_EVENT_BYTES, outcomes, uuid7_time
+from ratchet_sdk.events import MAX_EVENT_BYTES, uuid7_time
+from ratchet_sdk.outcomes import outcomes
 
 from services.outcome_tracker.pull_domain import (
     Bad,
