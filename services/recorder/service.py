@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
+import collections
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from prometheus_client import Counter as Metric
+from prometheus_client import Counter
 
 from services.recorder.domain import Received
 from services.recorder.intake import read
@@ -19,9 +19,9 @@ from shared.errors import GiveUpError
 INLINE_BYTES = 1024 * 1024  # a hundredth of a second's work, which a thread would take longer for
 TOGETHER_BYTES = 4 * 1024 * 1024  # of JSON that is held, parsed, at a time: gzip hides how much a batch will be
 
-STORED = Metric("ratchet_recorder_events_total", "Events stored (or known already)", ["kind"])
-DEAD = Metric("ratchet_recorder_dead_total", "Events that became dead letters", ["cause"])
-LATE = Metric("ratchet_recorder_late_total", "Runs that came after their window's barrier")
+STORED = Counter("ratchet_recorder_events_total", "Events stored (or known already)", ["kind"])
+DEAD = Counter("ratchet_recorder_dead_total", "Events that became dead letters", ["cause"])
+LATE = Counter("ratchet_recorder_late_total", "Runs that came after their window's barrier")
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Recording:
                 await self._store.recount_late(kept.closed)
             DEAD.labels("conflict").inc(len(kept.dead))
             LATE.inc(kept.new_late)
-            kinds = Counter(event.event.kind for event in events if event.sequence not in kept.dead)
+            kinds = collections.Counter(event.event.kind for event in events if event.sequence not in kept.dead)
             for kind, number in kinds.items():
                 STORED.labels(kind).inc(number)
             dead |= kept.dead
