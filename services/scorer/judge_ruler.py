@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import asyncio
+from collections.abc import Awaitable, Collection, Iterable, Sequence
 from itertools import combinations
 from typing import Protocol
 
@@ -73,7 +74,8 @@ class RulerJudge:
         if len(attempts.lines) == 1:
             return Ruling(dict.fromkeys(keys, Opinion(0.5, ALL_ALIKE)), rubric.id)
         known = await self.evidence.hindsight(case.window_id, keys)
-        looks = [await self._look(case, attempts, known, rubric, number) for number in range(self.settings.judge_looks)]
+        numbers = range(self.settings.judge_looks)
+        looks = await _all_of(self._look(case, attempts, known, rubric, number) for number in numbers)
         _measure(looks)
         scores = [{key: opinion.score for key, opinion in look.opinions.items()} for look in looks]
         means = averaged(scores)
@@ -123,6 +125,14 @@ class RulerJudge:
             UNCALIBRATED.inc()
             logger().warning("not_calibrated", group_id=case.group_id, policy=case.policy, error=str(error))
             return []
+
+
+async def _all_of(looks: Iterable[Awaitable[Look]]) -> list[Look]:
+    """Raises what the first of them raised, once all have ended: what was paid for is kept and remembered."""
+    found = await asyncio.gather(*looks, return_exceptions=True)
+    if failed := [look for look in found if isinstance(look, BaseException)]:
+        raise failed[0]
+    return [look for look in found if not isinstance(look, BaseException)]
 
 
 def _measure(looks: Sequence[Look]) -> None:
