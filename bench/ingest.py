@@ -40,7 +40,8 @@ from rich.console import Console
 from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
 from services.cli.agent_keys import kept_key
-from services.cli.embedded import NatsServer, PostgresServer, free_port
+from services.cli.embedded import NatsServer, PostgresServer
+from services.cli.processes import free_port
 from shared import database
 from shared.bus import Bus
 from shared.streams import provision

@@ -37,7 +37,8 @@ from rich.console import Console
 from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
 from bench.ingest import TEXT, cpu_s, pid_of
-from services.cli.embedded import NatsServer, PostgresServer, free_port
+from services.cli.embedded import NatsServer, PostgresServer
+from services.cli.processes import free_port
 from services.scorer.probe_domain import address
 from services.scorer.probes import planted
 from services.scorer.settings import ScorerSettings

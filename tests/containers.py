@@ -12,7 +12,7 @@ from testcontainers.core.container import DockerContainer
 from testcontainers.core.wait_strategies import LogMessageWaitStrategy
 
 from services.cli import broker
-from services.cli.embedded import free_port
+from services.cli.processes import free_port
 
 ROOT = Path(__file__).parents[1]
 
