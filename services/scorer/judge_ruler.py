@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from itertools import combinations
 from typing import Protocol
 
@@ -74,8 +73,7 @@ class RulerJudge:
         if len(attempts.lines) == 1:
             return Ruling(dict.fromkeys(keys, Opinion(0.5, ALL_ALIKE)), rubric.id)
         known = await self.evidence.hindsight(case.window_id, keys)
-        numbers = range(self.settings.judge_looks)
-        looks = await _all_of(self._look(case, attempts, known, rubric, number) for number in numbers)
+        looks = [await self._look(case, attempts, known, rubric, number) for number in range(self.settings.judge_looks)]
         _measure(looks)
         scores = [{key: opinion.score for key, opinion in look.opinions.items()} for look in looks]
         means = averaged(scores)
@@ -125,14 +123,6 @@ class RulerJudge:
             UNCALIBRATED.inc()
             logger().warning("not_calibrated", group_id=case.group_id, policy=case.policy, error=str(error))
             return []
-
-
-async def _all_of(looks: Iterable[Awaitable[Look]]) -> list[Look]:
-    """Raises what the first of them raised, once all have ended: what was paid for is kept and remembered."""
-    found = await asyncio.gather(*looks, return_exceptions=True)
-    if failed := [look for look in found if isinstance(look, BaseException)]:
-        raise failed[0]
-    return [look for look in found if not isinstance(look, BaseException)]
 
 
 def _measure(looks: Sequence[Look]) -> None:
