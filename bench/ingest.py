@@ -39,9 +39,9 @@ from ratchet_sdk.events import Action, LlmCall, Step, TrajectoryStarted, uuid7
 from rich.console import Console
 from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
-from services.cli.agent_keys import kept_key
-from services.cli.embedded import NatsServer, PostgresServer
-from services.cli.processes import free_port
+from services.local.agent_keys import kept_key
+from services.local.embedded import NatsServer, PostgresServer
+from services.local.processes import free_port
 from shared import database
 from shared.bus import Bus
 from shared.streams import provision

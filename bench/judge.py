@@ -37,10 +37,10 @@ from rich.console import Console
 from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
 from bench.ingest import TEXT, cpu_s, pid_of
-from services.cli.embedded import NatsServer, PostgresServer
-from services.cli.processes import free_port
-from services.scorer.probe_domain import address
-from services.scorer.probes import planted
+from services.local.embedded import NatsServer, PostgresServer
+from services.local.processes import free_port
+from services.scorer.probes.domain import address
+from services.scorer.probes.probing import planted
 from services.scorer.settings import ScorerSettings
 from shared import database
 from shared.bus import Bus

@@ -27,8 +27,8 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from bench.ingest import at_once, provisioned
-from services.cli.embedded import PostgresServer
-from services.cli.processes import free_port
+from services.local.embedded import PostgresServer
+from services.local.processes import free_port
 
 HOME = Path(".ratchet/bench")
 SCRIPTS = Path(__file__).parent / "of_peers"

@@ -20,7 +20,7 @@ from statistics import median, quantiles
 
 from ratchet_sdk import Recorder
 
-from services.cli.embedded import NatsServer
+from services.local.embedded import NatsServer
 from shared.bus import Bus
 from shared.streams import provision
 

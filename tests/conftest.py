@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import psycopg
 import pytest
 
-from services.cli.embedded import NatsServer, PostgresServer
+from services.local.embedded import NatsServer, PostgresServer
 from shared import database
 from shared.bus import Bus
 from shared.streams import provision

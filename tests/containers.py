@@ -11,8 +11,8 @@ from testcontainers.community.postgres import PostgresContainer
 from testcontainers.core.container import DockerContainer
 from testcontainers.core.wait_strategies import LogMessageWaitStrategy
 
-from services.cli import broker
-from services.cli.processes import free_port
+from services.local import broker
+from services.local.processes import free_port
 
 ROOT = Path(__file__).parents[1]
 

@@ -11,7 +11,7 @@ import uvicorn
 from starlette.applications import Starlette
 from starlette.routing import BaseRoute
 
-from services.cli.processes import free_port
+from services.local.processes import free_port
 
 
 @contextmanager

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from services.cli.output import AsJson, print_json
+from services.terminal.output import AsJson, print_json
 from shared.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from services.cli.embedded import NatsServer
-    from services.cli.settings import CliSettings
+    from services.local.embedded import NatsServer
+    from services.terminal.settings import CliSettings
 
 Name = Annotated[str, typer.Argument(help="The agent's id.")]
 RELOAD = "then reload it (`nats-server --signal reload`, `docker compose kill --signal HUP nats`)"
@@ -27,8 +27,9 @@ def agents_add(
     as_json: AsJson = False,
 ) -> None:
     """Make an agent's credentials: with them it may publish its own events, and do nothing else. Safe to repeat."""
-    from services.cli import broker, session
-    from services.cli.agent_keys import kept_key
+    from services.local import broker
+    from services.local.agent_keys import kept_key
+    from services.terminal import session
 
     settings = session.settings()
     path = file or Path(".ratchet/agents") / f"{checked(name)}.nk"
@@ -51,7 +52,7 @@ def agents_add(
 
 def agents_remove(name: Name, as_json: AsJson = False) -> None:
     """Take an agent's credentials back: it can publish nothing more. What it published stays."""
-    from services.cli import session
+    from services.terminal import session
 
     reply = session.run(_tell("remove_agent", {"agent_id": checked(name)}))
     server = embedded(session.settings())
@@ -73,8 +74,8 @@ def checked(name: str) -> str:
 
 def embedded(settings: CliSettings) -> NatsServer | None:
     """The broker that `ratchet up` started, if that is the one we are to use."""
-    from services.cli.embedded import NatsServer
-    from services.cli.session import without_password
+    from services.local.embedded import NatsServer
+    from services.terminal.session import without_password
 
     if settings.nats_dir is None:
         return None
@@ -83,7 +84,7 @@ def embedded(settings: CliSettings) -> NatsServer | None:
 
 
 async def _tell(verb: str, request: dict[str, Any]) -> dict[str, Any]:
-    from services.cli import session
+    from services.terminal import session
 
     async with session.bus(session.settings()) as bus:
         return await bus.command("admin", verb, request)

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from services.cli.output import AsJson, Policy, print_json, printable, shown
+from services.terminal.output import AsJson, Policy, print_json, printable, shown
 from shared.errors import ConfigurationError, GiveUpError
 
 if TYPE_CHECKING:
-    from services.cli.settings import CliSettings
+    from services.terminal.settings import CliSettings
 
 Reason = Annotated[str | None, typer.Option("--reason", help="Kept with the decision.")]
 Version = Annotated[str, typer.Argument(help="As `ratchet models` lists it, for instance v3.")]
@@ -48,8 +48,8 @@ def rescore(
     as_json: AsJson = False,
 ) -> None:
     """Judge a window's groups anew. Older judgments stay, and what was trained on is not trained on again."""
-    from services.cli import session
     from services.cli.rescoring import until_judged
+    from services.terminal import session
 
     if judge is not None and judge not in ("outcome", "ruler"):
         raise ConfigurationError(f"--judge {judge[:80]!r} is not known; choose outcome or ruler")
@@ -89,7 +89,7 @@ def base_create(
     as_json: AsJson = False,
 ) -> None:
     """Make a small model whose tokenizer is learned from conversations, and register it as the policy's base."""
-    from services.cli.conversations import read_file
+    from services.interchange.conversations import read_file
 
     settings = _settings()
     rows = list(read_file(corpus))
@@ -129,13 +129,13 @@ def _register(settings: CliSettings, directory: Path, policy: str, note: str) ->
 
 
 def _settings() -> CliSettings:
-    from services.cli import session
+    from services.terminal import session
 
     return session.settings()
 
 
 def _command(service: str, verb: str, request: dict[str, Any]) -> dict[str, Any]:
-    from services.cli import session
+    from services.terminal import session
 
     given = {key: value for key, value in request.items() if value is not None}
 

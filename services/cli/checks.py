@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import ValidationError
 
-from services.cli import session, store
+from services.cli import store
 from services.cli.launch import SERVICES
+from services.terminal import session
 from shared import subjects
 from shared.errors import ConfigurationError, RatchetError
 
 if TYPE_CHECKING:
-    from services.cli.settings import CliSettings
+    from services.terminal.settings import CliSettings
     from shared.bus import Bus
     from shared.database import Pool
     from shared.settings import Settings
@@ -81,7 +82,7 @@ def settings_classes() -> dict[str, type[Settings]]:
 
 def configuration() -> list[Finding]:
     """Every service's settings load; every RATCHET_ variable is one that somebody reads."""
-    from services.cli.settings import CliSettings
+    from services.terminal.settings import CliSettings
     from shared.settings import load
 
     findings, known = [], set(OTHER_VARIABLES)
@@ -266,8 +267,8 @@ async def judge(settings: CliSettings) -> Finding:
 
 async def probes(pool: Pool, settings: CliSettings) -> list[Finding]:
     """What planted cases say of the judge that is configured; one that has no model is not probed."""
-    from services.scorer.probe_domain import address
-    from services.scorer.probe_store import ProbeStore
+    from services.scorer.probes.domain import address
+    from services.scorer.probes.store import ProbeStore
 
     if settings.judge != "ruler" or not settings.judge_base_url:
         return []

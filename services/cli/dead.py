@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from services.cli.output import AsJson, console, print_json, printable, table
+from services.terminal.output import AsJson, console, print_json, printable, table
 from shared.errors import GiveUpError, RetryLaterError
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def dead(context: typer.Context, consumer: Consumer = None, limit: Limit = 50, a
     """The dead letters: who gave what up, and why."""
     if context.invoked_subcommand is not None:
         return
-    from services.cli import session
+    from services.terminal import session
 
     letters = [letter for letter, _ in session.run(_letters(consumer, limit))]
     if as_json:
@@ -54,7 +54,7 @@ def dead(context: typer.Context, consumer: Consumer = None, limit: Limit = 50, a
 
 def show(sequence: Annotated[int, typer.Argument(help="As `ratchet dead` lists it.")], as_json: AsJson = False) -> None:
     """One dead letter, with what was sent."""
-    from services.cli import session
+    from services.terminal import session
 
     letter, content = session.run(_one(sequence))
     if as_json:
@@ -72,7 +72,7 @@ def replay(
     as_json: AsJson = False,
 ) -> None:
     """Send dead letters again, as they came, to where they were sent. What still cannot be handled is dead again."""
-    from services.cli import session
+    from services.terminal import session
 
     if bool(sequences) == everything:
         raise GiveUpError("name the dead letters to send again, or --all")
@@ -82,7 +82,7 @@ def replay(
 
 async def _letters(consumer: str | None, limit: int | None) -> list[tuple[DeadLetter, RawStreamMsg]]:
     """The newest ``limit``, oldest first."""
-    from services.cli import session
+    from services.terminal import session
 
     async with session.bus(session.settings()) as bus:
         return await _read(bus, consumer, limit)
@@ -126,7 +126,7 @@ def letter_of(message: RawStreamMsg) -> DeadLetter:
 async def _one(sequence: int) -> tuple[DeadLetter, str]:
     from nats.js.errors import NotFoundError
 
-    from services.cli import session
+    from services.terminal import session
 
     async with session.bus(session.settings()) as bus:
         try:
@@ -153,7 +153,7 @@ async def _replay(sequences: Sequence[int], consumer: str | None, everything: bo
     """Publish first and delete then: what happens twice is stored once. Gives what was sent again."""
     from nats.js.errors import NotFoundError
 
-    from services.cli import session
+    from services.terminal import session
     from shared.subjects import CONSUMERS
 
     streams = {one.durable: one.stream for one in CONSUMERS}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from services.cli.output import AsJson, console, print_json, table
+from services.terminal.output import AsJson, console, print_json, table
 
 STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 
@@ -13,7 +13,8 @@ def doctor(as_json: AsJson = False) -> None:
     """Look at configuration, broker, streams, consumers, database, migrations, artifacts, judge and data quality."""
     from dataclasses import asdict
 
-    from services.cli import checks, session
+    from services.cli import checks
+    from services.terminal import session
 
     found = session.run(checks.examine())
     if as_json:

@@ -13,7 +13,7 @@ from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 
 from services.cli.checks import settings_classes
-from services.cli.settings import CliSettings
+from services.terminal.settings import CliSettings
 from shared.settings import Settings
 
 HEAD = """\

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from services.cli.output import AsJson, console, print_json, progress, table, task
+from services.terminal.output import AsJson, console, print_json, progress, table, task
 from shared.errors import RetryLaterError
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def status(context: typer.Context, as_json: AsJson = False) -> None:
     """Each judge that was probed: its newest probe, and whether its groups are announced."""
     if context.invoked_subcommand is not None:
         return
-    from services.cli import session
+    from services.terminal import session
 
     found = session.run(_status())
     if as_json:
@@ -51,7 +51,7 @@ def probe(as_json: AsJson = False) -> None:
 
     Exit code 1 where the judge does not pass; then nothing of it is announced until it does or is released.
     """
-    from services.cli import session
+    from services.terminal import session
 
     with progress() as bar:
         found = session.run(_probe(lambda total: task(bar, "probe", total)))
@@ -82,7 +82,7 @@ def release(
     as_json: AsJson = False,
 ) -> None:
     """Announce the judge's groups although its last probe failed, until the next one fails again."""
-    from services.cli import session
+    from services.terminal import session
 
     reply = session.run(_command("release", {"who": _who(), "reason": reason}))
     if as_json:
@@ -113,8 +113,8 @@ def _scores(scores: dict[str, float] | None) -> str:
 
 
 async def _status() -> dict[str, Any]:
-    from services.cli import session
-    from services.scorer.probe_store import ProbeStore
+    from services.scorer.probes.store import ProbeStore
+    from services.terminal import session
 
     settings = session.settings()
     async with session.database(settings) as pool:
@@ -126,7 +126,7 @@ async def _status() -> dict[str, Any]:
 
 
 async def _probe(bar: Callable[[int], Callable[[int], None]]) -> dict[str, Any]:
-    from services.cli import session
+    from services.terminal import session
 
     probe_id = (await _command("probe", {"who": _who()}))["probe_id"]
     async with session.database(session.settings()) as pool:
@@ -137,7 +137,7 @@ async def _followed(pool: Pool, probe_id: int, bar: Callable[[int], Callable[[in
     """The probe once it is over. Raises RetryLaterError where the scorer that makes it is silent."""
     import asyncio
 
-    from services.scorer.probe_store import ProbeStore
+    from services.scorer.probes.store import ProbeStore
 
     store, done, advance = ProbeStore(pool), 0, None
     while True:
@@ -155,7 +155,7 @@ async def _followed(pool: Pool, probe_id: int, bar: Callable[[int], Callable[[in
 
 
 async def _command(verb: str, request: dict[str, Any]) -> dict[str, Any]:
-    from services.cli import session
+    from services.terminal import session
 
     async with session.bus(session.settings()) as bus:
         return await bus.command("scorer", verb, request)

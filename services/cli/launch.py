@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from services.cli.output import AsJson
+from services.terminal.output import AsJson
 from shared.errors import ConfigurationError, RetryLaterError
 
 if TYPE_CHECKING:
@@ -29,9 +29,9 @@ def up(
 ) -> None:
     """Start everything on this machine: servers, all services; Ctrl-C ends them."""
     _known_judge(judge)
-    from services.cli import local
+    from services.local import installation
 
-    local.up(directory=directory, judge=judge, window_s=window_s, as_json=as_json)
+    installation.up(directory=directory, judge=judge, window_s=window_s, as_json=as_json)
 
 
 def demo(
@@ -54,7 +54,7 @@ def demo(
 ) -> None:
     """Close the loop in front of your eyes: live agents, their events, a better model, deployed."""
     _known_judge(judge)
-    from services.cli import demo as story
+    from services.demo import story
 
     code = story.demo(
         windows=windows,
@@ -87,8 +87,8 @@ def run(
 
 def migrate(as_json: AsJson = False) -> None:
     """Bring the database schema, the streams and the consumers to what this version needs. Safe to repeat."""
-    from services.cli import session
-    from services.cli.output import print_json
+    from services.terminal import session
+    from services.terminal.output import print_json
     from shared import database
 
     settings = session.settings()
@@ -108,7 +108,7 @@ def migrate(as_json: AsJson = False) -> None:
 
 
 async def _provision(settings: Settings) -> tuple[list[str], list[str]]:
-    from services.cli import session
+    from services.terminal import session
     from shared import subjects
     from shared.streams import provision
 

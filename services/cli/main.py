@@ -18,13 +18,13 @@ from services.cli import (
     change,
     dead,
     doctor,
-    forgetting,
     judging,
     launch,
     observe,
     outcomes,
     transfer,
 )
+from services.cli.forget.command import forget
 from shared.errors import RatchetError, RetryLaterError
 
 WRONG_INPUT, BUG, TRY_LATER, INTERRUPTED = 2, 70, 75, 130
@@ -63,7 +63,7 @@ agents.command("remove")(admitting.agents_remove)
 app.command("import")(transfer.import_)
 app.command()(transfer.export)
 app.command()(transfer.simulate)
-app.command()(forgetting.forget)
+app.command()(forget)
 app.add_typer(base, name="base")
 base.command("create")(change.base_create)
 base.command("register")(change.base_register)

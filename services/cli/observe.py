@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from services.cli.admitting import checked
-from services.cli.output import AsJson, console, instant, print_json, printable, table
+from services.terminal.output import AsJson, console, instant, print_json, printable, table
 from shared.errors import ConfigurationError, GiveUpError, RatchetError
 
 Limit = Annotated[int, typer.Option("--limit", "-n", min=1, max=10_000, help="How many of the newest.")]
@@ -16,7 +16,7 @@ Limit = Annotated[int, typer.Option("--limit", "-n", min=1, max=10_000, help="Ho
 
 def status(as_json: AsJson = False) -> None:
     """Servers, services, how far behind they are, and the versions that answer now."""
-    from services.cli import session
+    from services.terminal import session
 
     found = session.run(_status())
     if as_json:
@@ -42,7 +42,7 @@ def status(as_json: AsJson = False) -> None:
 async def _status() -> dict[str, Any]:
     from services.admin import service
     from services.admin.store import Store
-    from services.cli import session
+    from services.terminal import session
 
     settings = session.settings()
     parts: list[dict[str, str]] = []
@@ -80,7 +80,7 @@ def windows(
     as_json: AsJson = False,
 ) -> None:
     """Windows with what is in them; then whether training is ready and what is missing."""
-    from services.cli import session
+    from services.terminal import session
 
     found = session.run(_windows(policy, limit, idle, instant("--from", since), instant("--to", until)))
     if as_json:
@@ -128,7 +128,7 @@ async def _windows(
     from services.admin import service
     from services.admin.domain import phase
     from services.admin.store import Store
-    from services.cli import session
+    from services.terminal import session
 
     settings = session.settings()
     async with session.database(settings) as pool:
@@ -150,7 +150,8 @@ def trajectory(
     as_json: AsJson = False,
 ) -> None:
     """One run as it was stored, what became of it, and the version that it helped to train."""
-    from services.cli import session, show_run
+    from services.cli import show_run
+    from services.terminal import session
 
     if raw and as_json:
         raise ConfigurationError("--raw and --json exclude each other; give one")
@@ -166,7 +167,7 @@ def trajectory(
 async def _trajectory(trajectory_id: str, agent: str | None, *, raw: bool) -> dict[str, Any] | list[bytes]:
     from services.admin import runs
     from services.admin.store import Store
-    from services.cli import session
+    from services.terminal import session
 
     async with session.database(session.settings()) as pool:
         store = Store(pool)
@@ -190,7 +191,7 @@ def models(
     as_json: AsJson = False,
 ) -> None:
     """Versions: where each came from, where it stands, and the evidence for it."""
-    from services.cli import session
+    from services.terminal import session
 
     rows = session.run(_models(policy))
     if as_json:
@@ -224,7 +225,7 @@ def evidence(row: dict[str, Any]) -> str:
 async def _models(policy: str | None) -> list[dict[str, Any]]:
     from services.admin import service
     from services.admin.store import Store
-    from services.cli import session
+    from services.terminal import session
 
     async with session.database(session.settings()) as pool:
         return await service.models(Store(pool), policy)
@@ -234,7 +235,7 @@ def agents(context: typer.Context, limit: Limit = 1000, as_json: AsJson = False)
     """The agents that were seen: since when, how many runs, with which versions."""
     if context.invoked_subcommand is not None:
         return
-    from services.cli import session
+    from services.terminal import session
 
     rows = session.run(_agents(limit))
     if as_json:
@@ -247,7 +248,7 @@ def agents(context: typer.Context, limit: Limit = 1000, as_json: AsJson = False)
 
 async def _agents(limit: int) -> list[dict[str, Any]]:
     from services.admin.store import Store
-    from services.cli import session
+    from services.terminal import session
 
     async with session.database(session.settings()) as pool:
         return await Store(pool).agents(limit)
@@ -255,7 +256,7 @@ async def _agents(limit: int) -> list[dict[str, Any]]:
 
 def agents_key(name: Annotated[str, typer.Argument(help="The agent's id.")], as_json: AsJson = False) -> None:
     """Print the key that an agent shows to the gateway as its OpenAI api_key."""
-    from services.cli import session
+    from services.terminal import session
     from shared.credentials import agent_key
 
     secret = session.settings().gateway_secret

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from services.cli.observe import Limit
-from services.cli.output import AsJson, console, print_json, printable, progress, table, task
+from services.terminal.output import AsJson, console, print_json, printable, progress, table, task
 from shared.errors import ConfigurationError, GiveUpError
 
 PART_TIMEOUT_S = 290.0  # the broker lets a service answer within five minutes
@@ -23,7 +23,7 @@ def outcomes(
     """What the world said of the newest closed windows: settled or not, how often corrected, what is missing."""
     if context.invoked_subcommand is not None:
         return
-    from services.cli import session
+    from services.terminal import session
 
     rows = session.run(_listed(limit, idle))
     if as_json:
@@ -48,7 +48,8 @@ def _state(row: dict[str, Any]) -> str:
 
 
 async def _listed(limit: int, idle: bool) -> list[dict[str, Any]]:
-    from services.cli import outcomes_sql, session
+    from services.cli import outcomes_sql
+    from services.terminal import session
 
     async with session.database(session.settings()) as pool:
         return await outcomes_sql.listed(pool, limit, idle=idle)
@@ -59,7 +60,7 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """One window: its prices, resolutions and metrics, facts about its runs, and each revision of its settlement."""
-    from services.cli import session
+    from services.terminal import session
 
     found = session.run(_shown(window))
     if as_json:
@@ -69,7 +70,8 @@ def show(
 
 
 async def _shown(window_id: str) -> dict[str, Any]:
-    from services.cli import outcomes_sql, session
+    from services.cli import outcomes_sql
+    from services.terminal import session
 
     async with session.database(session.settings()) as pool:
         found = await outcomes_sql.window(pool, window_id)
@@ -125,7 +127,7 @@ def sync(
     as_json: AsJson = False,
 ) -> None:
     """Fill past windows: read the pull sources, join what is stored, and correct settlements that this changes."""
-    from services.cli import session
+    from services.terminal import session
 
     wanted = (_time("--from", begin), _time("--to", end) if end else datetime.now(UTC))
     if wanted[0] >= wanted[1]:
@@ -148,7 +150,7 @@ def _time(option: str, text: str) -> datetime:
 
 
 async def _sync(begin: datetime, end: datetime) -> dict[str, Any]:
-    from services.cli import session
+    from services.terminal import session
 
     total: dict[str, Any] = {
         **dict.fromkeys(("windows", "waiting", "facts_read", "facts_published", "bad_rows"), 0),

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from services.cli import session, store
-from services.cli.output import progress, task
+from services.cli import store
+from services.terminal import session
+from services.terminal.output import progress, task
 
 LOOK_S = 0.25
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from services.admin.domain import tool_calls
-from services.cli.output import console, printable, shown
+from services.terminal.output import console, printable, shown
 
 if TYPE_CHECKING:
     from rich.tree import Tree

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from services.cli.output import AsJson, Policy, console, print_json, printable, progress, task
+from services.terminal.output import AsJson, Policy, console, print_json, printable, progress, task
 from shared.errors import ConfigurationError
 
 Close = Annotated[bool, typer.Option("--close", help="Then close the window, and wait until it is closed.")]
@@ -25,7 +25,7 @@ def import_(
 
     A line: task_id (the scenario), trial (the agent), messages, and, where known, reward and instruction.
     """
-    from services.cli import session
+    from services.terminal import session
 
     if form != "openai-chat":
         raise ConfigurationError(f"--format {form!r} is not known; openai-chat is")
@@ -41,8 +41,9 @@ def import_(
 async def _import(file: Path, policy: str, close: bool) -> tuple[dict[str, Any], list[tuple[int, str]]]:
     from contextlib import AsyncExitStack
 
-    from services.cli import importing, session
-    from services.cli.conversations import read_file
+    from services.interchange import importing
+    from services.interchange.conversations import read_file
+    from services.terminal import session
 
     settings = session.settings()
     lines = list(read_file(file))  # before anything is asked of the servers: a wrong file is the commoner fault
@@ -83,7 +84,8 @@ def simulate(
     as_json: AsJson = False,
 ) -> None:
     """Agents that trade, post and comment, with varied luck, through the SDK; each acts once a minute."""
-    from services.cli import session, simulated
+    from services.demo import simulated
+    from services.terminal import session
 
     _check_policy(policy)
     plan = simulated.Plan(agents=agents, minutes=minutes, rate=rate, seed=seed, policy=policy)
@@ -99,7 +101,7 @@ def export(
     as_json: AsJson = False,
 ) -> None:
     """Scored groups or whole conversations as JSONL. --json adds a summary (on stderr beside stdout)."""
-    from services.cli import session
+    from services.terminal import session
 
     if form not in ("groups", "openai-chat"):
         raise ConfigurationError(f"--format {form!r} is not known; choose groups or openai-chat")
@@ -114,7 +116,9 @@ def export(
 async def _export(form: str, window: str | None, policy: str | None, ties: bool, out: Path | None) -> int:
     import contextlib
 
-    from services.cli import exporting, exports, session, store
+    from services.cli.forget import exports
+    from services.interchange import exporting, store
+    from services.terminal import session
 
     count = 0
     async with session.database(session.settings()) as pool:

@@ -11,12 +11,12 @@ from services.scorer.domain import Sampling
 from services.scorer.handlers import subscribe, subscribe_prober
 from services.scorer.judge import Judge
 from services.scorer.judge_outcome import OutcomeJudge
-from services.scorer.ledger_store import LedgerStore
 from services.scorer.looks_store import CalibrationStore
-from services.scorer.probe_domain import When, address
-from services.scorer.probe_store import Identity, ProbeStore
-from services.scorer.probes import PlantedEvidence, ProbeLedger, Prober, Subject
-from services.scorer.rubrics import book
+from services.scorer.probes.domain import When, address
+from services.scorer.probes.probing import PlantedEvidence, ProbeLedger, Prober, Subject
+from services.scorer.probes.store import Identity, ProbeStore
+from services.scorer.ruler.ledger_store import LedgerStore
+from services.scorer.ruler.rubrics import book
 from services.scorer.service import Rules, Scorer
 from services.scorer.settings import ScorerSettings
 from services.scorer.store import ScorerStore
@@ -43,8 +43,8 @@ async def judges(
     if settings.judge_base_url is None:
         yield {outcome.name: outcome}, None
         return
-    from services.scorer.endpoint import ask_of  # openai takes a second to import
-    from services.scorer.judge_ruler import RulerJudge
+    from services.scorer.ruler.endpoint import ask_of  # openai takes a second to import
+    from services.scorer.ruler.judge import RulerJudge
 
     rubrics = book(settings.judge_rubric, settings.judge_rubrics)
     async with ask_of(settings) as ask:

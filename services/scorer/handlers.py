@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field
 
-from services.scorer.probes import Prober
+from services.scorer.probes.probing import Prober
 from services.scorer.service import Scorer
 from shared import subjects
 from shared.bus import Bus

@@ -9,7 +9,7 @@ from services.scorer.domain import Checks, Group, Run
 from services.scorer.evidence_store import EvidenceStore
 from services.scorer.judge import Case, Look
 from services.scorer.looks_store import KEEP_LOOKS, rows_of
-from services.scorer.probe_store import TRUSTED
+from services.scorer.probes.store import TRUSTED
 from shared.events import GroupScored, MemberScore
 from shared.forgetting import LEFT_OUT
 from shared.trajectories import RunKey

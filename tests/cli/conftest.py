@@ -14,7 +14,7 @@ import pytest
 import structlog
 
 from services.cli import main
-from services.cli.embedded import NatsServer
+from services.local.embedded import NatsServer
 
 
 @dataclass(frozen=True)

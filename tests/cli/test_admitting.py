@@ -12,7 +12,7 @@ from ratchet_sdk import Recorder
 
 from services.admin.commands import subscribe
 from services.admin.store import Credentials
-from services.cli.embedded import NatsServer
+from services.local.embedded import NatsServer
 from shared.bus import Bus
 from shared.database import Pool
 from tests.cli.conftest import Ratchet
@@ -102,7 +102,7 @@ async def test_a_broker_of_ones_own_is_told_by_hand(
     # What the words say: the line among the users, and the server reads it.
     text = config.read_text()
     here = next(part for part in text.splitlines() if "# agents" in part)
-    environment.setattr("services.cli.broker.configuration", lambda **_: text.replace(here, f"{here}\n{line}"))
+    environment.setattr("services.local.broker.configuration", lambda **_: text.replace(here, f"{here}\n{line}"))
     nats_server.start()
     assert await record(nats_server.address, "agent-1", tmp_path / "seed") == 0
     while not bus.nc.is_connected:

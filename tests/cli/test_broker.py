@@ -14,9 +14,9 @@ from nats.aio.client import Client
 from ratchet_sdk import Recorder
 from ratchet_sdk.events import message_id, uuid7
 
-from services.cli import broker
-from services.cli.agent_keys import kept_key
-from services.cli.embedded import NatsServer
+from services.local import broker
+from services.local.agent_keys import kept_key
+from services.local.embedded import NatsServer
 from shared import subjects
 from shared.bus import Bus
 from shared.streams import provision

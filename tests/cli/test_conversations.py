@@ -12,8 +12,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ratchet_sdk.events import step_events, uuid7, uuid7_time
 
-from services.cli.conversations import Conversation, Import, action_of, calls_of, encoded, read_file, read_line, run_of
-from services.cli.exporting import histories
+from services.interchange.conversations import (
+    Conversation,
+    Import,
+    action_of,
+    calls_of,
+    encoded,
+    read_file,
+    read_line,
+    run_of,
+)
+from services.interchange.exporting import histories
 from shared.trajectories import assemble
 
 AIRLINE = Path(__file__).parents[3] / "shared/data/tau-airline.jsonl.gz"

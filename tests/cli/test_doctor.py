@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from nats.js import api
 
-from services.cli import checks, session
-from services.cli.settings import CliSettings
+from services.cli import checks
+from services.terminal import session
+from services.terminal.settings import CliSettings
 from shared.artifacts import DirectoryStore
 from shared.bus import Bus
 from shared.database import Pool

@@ -12,8 +12,8 @@ from ratchet_sdk.events import LlmCall, Step, TrajectoryEnded, TrajectoryStarted
 
 from services.admin.commands import subscribe as subscribe_admin
 from services.admin.store import Credentials
-from services.cli.embedded import NatsServer
-from services.cli.forget_rules import Selection, Sent, is_about, without
+from services.cli.forget.rules import Selection, Sent, is_about, without
+from services.local.embedded import NatsServer
 from services.outcome_tracker.handlers import subscribe as subscribe_tracker
 from services.outcome_tracker.pull_store import PullStore
 from services.outcome_tracker.pulling import Pulling
@@ -36,7 +36,7 @@ from services.recorder.window_store import WindowStore
 from services.recorder.windows import Closing
 from services.scorer.handlers import subscribe as subscribe_scorer
 from services.scorer.judge_outcome import OutcomeJudge
-from services.scorer.ledger_store import LedgerStore, Reply
+from services.scorer.ruler.ledger_store import LedgerStore, Reply
 from services.scorer.service import Rules, Scorer
 from services.scorer.store import ScorerStore
 from shared import subjects

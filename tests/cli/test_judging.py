@@ -10,7 +10,7 @@ import pytest
 from examples.judge.reading import obeys
 from examples.judge.standin import StandIn, plain, stand_in
 from services.scorer.handlers import subscribe, subscribe_prober
-from services.scorer.probes import Prober, planted
+from services.scorer.probes.probing import Prober, planted
 from shared.bus import Bus
 from shared.database import Pool
 from tests.cli.conftest import Ratchet

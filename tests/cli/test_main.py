@@ -10,7 +10,7 @@ import asyncpg
 import pytest
 
 from services.cli import main, observe
-from services.cli.embedded import NatsServer
+from services.local.embedded import NatsServer
 from shared.bus import Bus
 from shared.errors import GiveUpError, RetryLaterError
 from shared.streams import stream_end

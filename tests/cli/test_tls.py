@@ -11,9 +11,9 @@ import nats
 import pytest
 from ratchet_sdk import Recorder
 
-from services.cli.agent_keys import kept_key
-from services.cli.broker import Tls
-from services.cli.embedded import NatsServer
+from services.local.agent_keys import kept_key
+from services.local.broker import Tls
+from services.local.embedded import NatsServer
 from shared.bus import Bus
 from shared.streams import provision
 

@@ -17,7 +17,7 @@ from openai.types.chat.chat_completion import Choice
 from ratchet_sdk.events import Step, TrajectoryEnded, TrajectoryStarted, step_events
 from ratchet_sdk.outcomes import outcomes
 
-from services.cli import importing
+from services.interchange import importing
 from shared.bus import Bus
 from shared.database import Pool
 from shared.delivery import Delivery

@@ -16,7 +16,7 @@ import psycopg
 import pytest
 from psycopg.rows import dict_row
 
-from services.cli.embedded import NatsServer, PostgresServer
+from services.local.embedded import NatsServer, PostgresServer
 from shared import subjects
 from shared.artifacts import DirectoryStore
 from shared.bodies import unpacked

@@ -12,10 +12,10 @@ from typing import Any
 import psycopg
 import pytest
 
-from services.cli import report, report_sql
-from services.cli.demo_progress import Watcher
-from services.cli.demo_screen import Screen, against, one_line
-from services.cli.report_domain import t_interval
+from services.demo import report, report_facts, report_sql
+from services.demo.progress import Watcher
+from services.demo.report_domain import t_interval
+from services.demo.screen import Screen, against, one_line
 
 START = datetime(2026, 11, 20, 10, tzinfo=UTC)
 WINDOWS = 14
@@ -102,9 +102,9 @@ def _window(c: psycopg.Connection[Any], window: int) -> None:
             )
 
 
-def gathered(canned: Watcher) -> report.Report:
+def gathered(canned: Watcher) -> report_facts.Report:
     options = {"windows": WINDOWS, "agents": 2, "seed": 7, "window_s": 4, "judge": "outcome"}
-    return report.gather(canned, sabotaged=None, options=options, restarts={"recorder": 1}, seconds=61.0)
+    return report_facts.gather(canned, sabotaged=None, options=options, restarts={"recorder": 1}, seconds=61.0)
 
 
 def test_the_numbers_are_those_of_the_rows(canned: Watcher) -> None:
@@ -158,7 +158,7 @@ def test_the_page_is_whole_and_trusts_no_text(canned: Watcher, tmp_path: Path) -
 
 def test_a_demo_that_was_ended_at_once_has_a_report_too(database_url: str, tmp_path: Path) -> None:
     watcher = Watcher(database_url)
-    found = report.gather(watcher, sabotaged="v2", options={"seed": 1}, restarts={}, seconds=1.0)
+    found = report_facts.gather(watcher, sabotaged="v2", options={"seed": 1}, restarts={}, seconds=1.0)
     watcher.close()
     report.write(found, tmp_path)
     page = (tmp_path / "report.html").read_text()

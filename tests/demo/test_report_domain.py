@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.cli.report_domain import MEASURE_WINDOWS, Measured, Version, claim, t_975, t_interval
+from services.demo.report_domain import MEASURE_WINDOWS, Measured, Version, claim, t_975, t_interval
 
 # Student's t at 97.5 %, from the printed tables.
 TABLE = {4: 2.776, 5: 2.571, 6: 2.447, 8: 2.306, 10: 2.228, 15: 2.131, 20: 2.086, 30: 2.042, 60: 2.000, 120: 1.980}

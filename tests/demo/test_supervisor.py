@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from services.cli.local_state import only_one
-from services.cli.supervisor import Program, Stopped, Supervisor
+from services.local.state import only_one
+from services.local.supervisor import Program, Stopped, Supervisor
 from shared.errors import ConfigurationError
 
 SLEEPS = "import time; print('here', flush=True); time.sleep(600)"
@@ -109,7 +109,7 @@ def test_a_child_that_may_end_ends(tmp_path: Path, supervisor: Supervisor, said:
 def test_all_end_in_order_with_what_they_started(
     tmp_path: Path, supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("services.cli.supervisor.PATIENCE_S", 0.3)
+    monkeypatch.setattr("services.local.supervisor.PATIENCE_S", 0.3)
     note = "open('order', 'a').write(sys.argv[1] + ' ')"
     polite = f"import signal, sys, time; signal.signal(15, lambda *_: ({note}, sys.exit(0))); print(1); time.sleep(600)"
     stubborn = program(tmp_path, STUBBORN, "stubborn")
@@ -139,8 +139,8 @@ def test_a_signal_is_acted_upon_at_the_next_look(supervisor: Supervisor) -> None
 OWNER = """
 import os, sys, time
 from pathlib import Path
-from services.cli.local_state import only_one
-from services.cli.supervisor import Program, Supervisor
+from services.local.state import only_one
+from services.local.supervisor import Program, Supervisor
 here = Path(sys.argv[1])
 with only_one(here):
     supervisor = Supervisor(print)

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import yaml
 
-from services.cli import broker
-from services.cli.demo import Options
 from services.cli.launch import SERVICES
+from services.demo.story import Options
+from services.local import broker
 
 ROOT = Path(__file__).parents[2]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
@@ -66,7 +66,7 @@ def test_a_secret_goes_only_where_it_is_used() -> None:
 
 
 def test_the_broker_is_configured_as_the_rules_say() -> None:
-    old = "run `python -m services.cli.broker > deploy/nats/nats.conf`"
+    old = "run `python -m services.local.broker > deploy/nats/nats.conf`"
     assert (ROOT / "deploy/nats/nats.conf").read_text() == broker.of_compose(), old
 
 

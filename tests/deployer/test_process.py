@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from services.cli.embedded import NatsServer
+from services.local.embedded import NatsServer
 from shared import subjects
 from tests.deployer.test_service import House, house  # noqa: F401  # the fixture is used by its name
 

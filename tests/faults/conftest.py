@@ -10,7 +10,7 @@ from random import Random
 
 import pytest
 
-from services.cli.embedded import NatsServer, PostgresServer
+from services.local.embedded import NatsServer, PostgresServer
 from shared.database import Pool
 from tests.faults.site import Site, site
 

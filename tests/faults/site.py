@@ -20,8 +20,8 @@ from nats.js.api import ConsumerInfo
 from nats.js.errors import APIError
 from pydantic_core import from_json, to_json
 
-from services.cli.embedded import NatsServer, PostgresServer
-from services.cli.processes import die_with_parent, free_port
+from services.local.embedded import NatsServer, PostgresServer
+from services.local.processes import die_with_parent, free_port
 from shared.bodies import unpacked
 from shared.bus import Bus
 from shared.database import UNAVAILABLE, Pool

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
-from services.cli.processes import die_with_parent
+from services.local.processes import die_with_parent
 from shared.windows import window_at
 from tests.faults.agent import run_of
 from tests.faults.ledger import entries

@@ -12,7 +12,7 @@ from random import Random
 
 import pytest
 
-from services.cli.embedded import NatsServer, PostgresServer
+from services.local.embedded import NatsServer, PostgresServer
 from shared import database
 from tests.faults.agent import Load, run_of
 from tests.faults.site import site, until

@@ -16,13 +16,13 @@ import openai
 import pytest
 from ratchet_sdk.events import LlmCallMade, step_events
 
-from services.cli.embedded import NatsServer
 from services.gateway.handlers import application
 from services.gateway.health import Health
 from services.gateway.recording import Records
 from services.gateway.routes import RouteTable
 from services.gateway.service import Gateway
 from services.gateway.upstream import HttpTargets
+from services.local.embedded import NatsServer
 from shared import subjects
 from shared.bus import Bus
 from shared.credentials import agent_key

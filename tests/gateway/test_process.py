@@ -13,8 +13,8 @@ import httpx
 import openai
 import pytest
 
-from services.cli.embedded import NatsServer
-from services.cli.processes import free_port
+from services.local.embedded import NatsServer
+from services.local.processes import free_port
 from shared import subjects
 from shared.bus import Bus
 from shared.credentials import agent_key

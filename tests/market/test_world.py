@@ -13,7 +13,7 @@ from examples.market.agents import Order
 from examples.market.market import facts, profit
 from examples.market.words import QUESTION, SYMBOLS, TICKERS
 from examples.market.world import World, closing, earned, opening
-from services.cli.embedded import NatsServer
+from services.local.embedded import NatsServer
 from shared import subjects
 from shared.bus import Bus
 from shared.streams import stream_end

@@ -12,8 +12,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from services.cli.embedded import NatsServer
-from services.cli.processes import free_port
+from services.local.embedded import NatsServer
+from services.local.processes import free_port
 from shared.bus import Bus
 from shared.database import Pool
 from tests.outcome_tracker.world import ENDS, STARTS, add_window, closed, reasons, settlement, until

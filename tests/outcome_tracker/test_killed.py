@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from pydantic_core import from_json, to_json
 
-from services.cli.embedded import NatsServer
+from services.local.embedded import NatsServer
 from shared.bus import Bus
 from shared.database import Pool
 from tests.outcome_tracker.world import add_window, closed, resolved, reward, until

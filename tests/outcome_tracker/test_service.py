@@ -12,9 +12,9 @@ import nats
 import pytest
 from prometheus_client import REGISTRY
 
-from services.cli.agent_keys import kept_key
-from services.cli.broker import WORLD
-from services.cli.embedded import NatsServer
+from services.local.agent_keys import kept_key
+from services.local.broker import WORLD
+from services.local.embedded import NatsServer
 from services.outcome_tracker.domain import CONTRADICTION, FactRow
 from services.outcome_tracker.service import Facts
 from services.outcome_tracker.store import OutcomeStore

@@ -12,8 +12,8 @@ import httpx
 import pytest
 from ratchet_sdk import Recorder
 
-from services.cli.embedded import NatsServer
-from services.cli.processes import free_port
+from services.local.embedded import NatsServer
+from services.local.processes import free_port
 from shared.bus import Bus
 from shared.database import Pool
 

@@ -13,7 +13,7 @@ import pytest
 from ratchet_sdk import Recorder
 from ratchet_sdk.events import message_id
 
-from services.cli.embedded import NatsServer
+from services.local.embedded import NatsServer
 from services.recorder.handlers import subscribe
 from services.recorder.service import Recording
 from services.recorder.settings import RecorderSettings

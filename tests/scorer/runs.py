@@ -19,7 +19,7 @@ from ratchet_sdk.events import (
     uuid7_time,
 )
 
-from services.scorer.probes import planted
+from services.scorer.probes.probing import planted
 from shared.database import Pool
 from shared.events import WindowResolved
 

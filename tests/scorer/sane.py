@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from services.scorer.probe_domain import ProbeCase, Suite
-from services.scorer.ruler_text import as_data
+from services.scorer.probes.domain import ProbeCase, Suite
+from services.scorer.ruler.text import as_data
 
 GOOD, MIDDLING, BAD = 0.9, 0.5, 0.1
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from services.cli.conversations import Run, read_file
-from services.cli.importing import plan
+from services.interchange.conversations import Run, read_file
+from services.interchange.importing import plan
 from services.scorer.judge_outcome import OutcomeJudge
 from services.scorer.service import Rules, Scorer
 from services.scorer.store import ScorerStore

@@ -11,8 +11,8 @@ import sys
 import httpx
 import pytest
 
-from services.cli.embedded import NatsServer
-from services.cli.processes import free_port
+from services.local.embedded import NatsServer
+from services.local.processes import free_port
 from shared.bus import Bus
 from shared.database import Pool
 from tests.scorer.runs import add_run, add_window, resolved

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from services.scorer.forget_store import ForgetStore
 from services.scorer.judge import Case
-from services.scorer.ledger_store import LedgerStore, Reply
+from services.scorer.ruler.ledger_store import LedgerStore, Reply
 from services.scorer.store import Judgment, Outcome, ScorerStore
 from shared.database import Pool
 from tests.scorer.runs import ENDS, STARTS, WINDOW, add_run, add_window

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import asyncpg
 
-from services.scorer.gathering import Gathered
-from services.scorer.ledger_store import LedgerStore, Reply
+from services.scorer.ruler.gathering import Gathered
+from services.scorer.ruler.ledger_store import LedgerStore, Reply
 from shared.database import Pool
 
 REPLY = Reply("words", 11, 7, None, 1.0)

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from services.cli.embedded import NatsServer
+from services.local.embedded import NatsServer
 from shared.bus import Bus
 from shared.database import Pool
 from tests.scorer.endpoint import StandIn, stand_in

@@ -16,9 +16,9 @@ from prometheus_client import REGISTRY
 from starlette.responses import Response
 
 from services.scorer.calibration import Calibration
-from services.scorer.endpoint import retry_after_s
 from services.scorer.looks_domain import Pairs, pairs_of, tau_b
 from services.scorer.looks_store import CalibrationStore, WindowPairs
+from services.scorer.ruler.endpoint import retry_after_s
 from shared.database import Pool
 from tests.scorer.endpoint import StandIn, attempts, completion, plain, refused
 from tests.scorer.runs import WINDOW, add_fact, add_knowledge, add_run, add_window, resolved

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from ratchet_sdk.events import Event, Step, uuid7_time
 
-from services.cli import exporting
-from services.cli.conversations import Run, encoded, read_file
-from services.cli.importing import plan
+from services.interchange import exporting
+from services.interchange.conversations import Run, encoded, read_file
+from services.interchange.importing import plan
 from shared.database import Pool
 from tests.scorer.endpoint import StandIn, plain
 from tests.scorer.runs import WINDOW, add_fact, add_knowledge, add_window, resolved

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 from examples.judge.standin import BEHAVIOURS, StandIn, plain, stand_in
-from services.scorer.endpoint import ask_of
-from services.scorer.judge_ruler import RulerJudge
-from services.scorer.ledger_store import LedgerStore
+from services.scorer.ruler.endpoint import ask_of
+from services.scorer.ruler.judge import RulerJudge
+from services.scorer.ruler.ledger_store import LedgerStore
+from services.scorer.ruler.streamed import joined
 from services.scorer.service import Rules, Scorer
 from services.scorer.settings import ScorerSettings
 from services.scorer.store import ScorerStore
-from services.scorer.streamed import joined
 from shared.database import Pool
 from tests.scorer.runs import add_run, add_window, resolved
 from tests.scorer.test_service import Kept

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from examples.judge.reading import content_with_all, first, longest, obeys
-from services.scorer.probe_domain import (
+from services.scorer.probes.domain import (
     MARGIN,
     TOLERANCE,
     CaseResult,
@@ -26,7 +26,7 @@ from services.scorer.probe_domain import (
     trajectory,
     verdict,
 )
-from services.scorer.probes import planted
+from services.scorer.probes.probing import planted
 from tests.scorer.sane import worth
 
 SUITE = planted()

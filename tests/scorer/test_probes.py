@@ -13,10 +13,10 @@ import pytest
 from examples.judge.reading import Scores, content_with_all, first, longest, obeys
 from examples.judge.standin import BEHAVIOURS, StandIn, plain, stand_in
 from services.scorer.app import judges, rules_of
-from services.scorer.ledger_store import LedgerStore
-from services.scorer.probe_domain import When
-from services.scorer.probe_store import ProbeStore
-from services.scorer.probes import Prober, planted
+from services.scorer.probes.domain import When
+from services.scorer.probes.probing import Prober, planted
+from services.scorer.probes.store import ProbeStore
+from services.scorer.ruler.ledger_store import LedgerStore
 from services.scorer.service import Scorer
 from services.scorer.settings import ScorerSettings
 from services.scorer.store import ScorerStore

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from services.scorer.rubrics import book
+from services.scorer.ruler.rubrics import book
 from shared.errors import ConfigurationError, GiveUpError
 
 FILE = """

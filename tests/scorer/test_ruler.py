@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from starlette.responses import PlainTextResponse
 
-from services.scorer.endpoint import ask_of
 from services.scorer.judge_outcome import OutcomeJudge
-from services.scorer.judge_ruler import RulerJudge
-from services.scorer.ledger_store import LedgerStore
 from services.scorer.looks_domain import shown_order
-from services.scorer.ruler_prompt import read_reply
-from services.scorer.ruler_text import as_data, cut, tokens_at_most
+from services.scorer.ruler.endpoint import ask_of
+from services.scorer.ruler.judge import RulerJudge
+from services.scorer.ruler.ledger_store import LedgerStore
+from services.scorer.ruler.prompt import read_reply
+from services.scorer.ruler.text import as_data, cut, tokens_at_most
 from services.scorer.service import Rules, Scorer
 from services.scorer.settings import ScorerSettings
 from services.scorer.store import ScorerStore

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.scorer.ruler_text import fair_shares, shared_beginning, tokens_at_most
+from services.scorer.ruler.text import fair_shares, shared_beginning, tokens_at_most
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from services.scorer.domain import Sampling, group_id
 from services.scorer.handlers import subscribe
 from services.scorer.judge import Case, Judge, JudgeFailedError, Opinion, Ruling
 from services.scorer.judge_outcome import OutcomeJudge
-from services.scorer.ledger_store import LedgerStore
+from services.scorer.ruler.ledger_store import LedgerStore
 from services.scorer.service import Rules, Scorer
 from services.scorer.store import Judgment, Outcome, ScorerStore
 from shared.bus import Bus

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from ratchet_sdk import Recorder
 
-from services.cli.embedded import NatsServer
+from services.local.embedded import NatsServer
 from shared.bus import Bus
 from tests.sdk.standin import Provider, serving
 from tests.sdk.typescript import build

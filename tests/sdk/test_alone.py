@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from services.cli.embedded import NatsServer
+from services.local.embedded import NatsServer
 from shared.bus import Bus
 from tests.sdk.stored import stored
 

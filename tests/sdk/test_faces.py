@@ -12,7 +12,7 @@ import pytest
 from ratchet_sdk import Recorder, SyncRecorder
 from ratchet_sdk.compat import TrajectoryRecorder
 
-from services.cli.embedded import NatsServer
+from services.local.embedded import NatsServer
 from shared.bus import Bus
 from tests.sdk.stored import stored
 

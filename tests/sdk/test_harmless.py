@@ -22,7 +22,7 @@ from ratchet_sdk import Recorder, SyncRecorder, sending
 from ratchet_sdk.compat import TrajectoryRecorder
 from ratchet_sdk.events import MAX_EVENT_BYTES, Step, TrajectoryEnded, TrajectoryStarted
 
-from services.cli.embedded import NatsServer
+from services.local.embedded import NatsServer
 from shared.bus import Bus
 from tests.sdk.stored import stored
 

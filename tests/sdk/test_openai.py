@@ -9,7 +9,7 @@ from ratchet_sdk import Recorder
 from ratchet_sdk.events import Step
 from ratchet_sdk.openai import wrap_openai
 
-from services.cli.embedded import NatsServer
+from services.local.embedded import NatsServer
 from shared.bus import Bus
 from tests.sdk.asking import ASK, FAIL, calls, client_of
 from tests.sdk.standin import LOGPROBS, Provider

@@ -29,7 +29,7 @@ from ratchet_sdk.spool import Spool
 from ratchet_sdk.step import RunStep
 from ratchet_sdk.values import encoded
 
-from services.cli.embedded import NatsServer
+from services.local.embedded import NatsServer
 from shared.bus import Bus
 from shared.trajectories import assemble
 from tests.sdk.stored import stored

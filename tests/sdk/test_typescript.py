@@ -11,7 +11,7 @@ from pathlib import Path
 from ratchet_sdk.events import Step, TrajectoryEnded, message_id
 from ratchet_sdk.redact import Redaction, secrets
 
-from services.cli.embedded import NatsServer
+from services.local.embedded import NatsServer
 from services.recorder.handlers import subscribe
 from services.recorder.service import Recording
 from services.recorder.settings import RecorderSettings

@@ -16,7 +16,7 @@ from ratchet_sdk import spool as module
 from ratchet_sdk.events import Step
 from ratchet_sdk.spool import PACKED, TRIED, Spool
 
-from services.cli.embedded import NatsServer
+from services.local.embedded import NatsServer
 from shared.bus import Bus
 from shared.streams import provision
 from tests.sdk.stored import Stored, stored

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from services.cli.embedded import NatsServer
+from services.local.embedded import NatsServer
 from shared.bus import Bus
 
 ROOT = Path(__file__).parents[2]

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from nats.aio.client import Client
 
-from services.cli.embedded import NatsServer
+from services.local.embedded import NatsServer
 from shared import subjects
 from shared.bus import Bus
 from shared.delivery import Ack, Delivery, Disposition

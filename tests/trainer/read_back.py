@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from services.cli import exporting
+from services.interchange import exporting
 from shared.database import Pool
 from shared.trajectories import load
 

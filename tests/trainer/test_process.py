@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from services.cli.embedded import NatsServer
+from services.local.embedded import NatsServer
 from services.trainer.app import run
 from services.trainer.store import Store
 from shared import subjects

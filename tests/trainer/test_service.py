@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from services.cli.embedded import NatsServer
+from services.local.embedded import NatsServer
 from services.trainer.app import Parts, wire
 from services.trainer.engine_torch import TorchEngine
 from services.trainer.settings import TrainerSettings

@@ -12,11 +12,11 @@ from typing import Protocol
 
 from prometheus_client import Counter
 
-from services.scorer.endpoint import Answer, AskError, Usage
 from services.scorer.judge import JudgeFailedError, JudgeWaitsError, Opinion
-from services.scorer.ledger_store import Reply
-from services.scorer.probe_domain import address
-from services.scorer.ruler_prompt import REPLY_TOKENS_PER_ATTEMPT, Question, read_reply
+from services.scorer.probes.domain import address
+from services.scorer.ruler.endpoint import Answer, AskError, Usage
+from services.scorer.ruler.ledger_store import Reply
+from services.scorer.ruler.prompt import REPLY_TOKENS_PER_ATTEMPT, Question, read_reply
 from services.scorer.settings import ScorerSettings
 from shared.trajectories import RunKey
 

@@ -9,7 +9,7 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from services.cli.processes import kept_port, kept_secret, replace_private
+from services.local.processes import kept_port, kept_secret, replace_private
 from shared.errors import ConfigurationError
 
 EXPORTED = (

@@ -8,12 +8,12 @@ from typing import Protocol
 
 from prometheus_client import Counter, Histogram
 
-from services.scorer.asking import FIRST_PAUSE_S, Ask, Asker, Ledger
 from services.scorer.judge import Case, Hindsight, JudgeFailedError, JudgeWaitsError, Look, Opinion, Ruling
 from services.scorer.looks_domain import averaged, disagreement, is_sampled, place_of, same_order, shown_order
-from services.scorer.rubrics import Rubric, RubricBook, book
-from services.scorer.ruler_prompt import Attempts, ask_about, distinct
-from services.scorer.ruler_text import transcript
+from services.scorer.ruler.asking import FIRST_PAUSE_S, Ask, Asker, Ledger
+from services.scorer.ruler.prompt import Attempts, ask_about, distinct
+from services.scorer.ruler.rubrics import Rubric, RubricBook, book
+from services.scorer.ruler.text import transcript
 from services.scorer.settings import ScorerSettings
 from shared.telemetry import logger
 from shared.trajectories import RunKey, Trajectory

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from shared.errors import ConfigurationError, RetryLaterError
 
 if TYPE_CHECKING:
-    from services.cli.settings import CliSettings
+    from services.terminal.settings import CliSettings
     from shared.bus import Bus
     from shared.database import Pool
     from shared.settings import Settings
@@ -22,7 +22,7 @@ CONNECT_TIMEOUT_S = 5.0
 
 
 def settings() -> CliSettings:
-    from services.cli.settings import CliSettings
+    from services.terminal.settings import CliSettings
     from shared.settings import load
 
     return load(CliSettings)

@@ -16,8 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ratchet_sdk.events import Finite
 
 from services.scorer.judge import Case, Hindsight, Opinion
-from services.scorer.rubrics import Rubric
-from services.scorer.ruler_text import as_data, cut, fair_shares, shared_beginning, tokens_at_most
+from services.scorer.ruler.rubrics import Rubric
+from services.scorer.ruler.text import as_data, cut, fair_shares, shared_beginning, tokens_at_most
 from shared.errors import reason
 from shared.trajectories import RunKey
 

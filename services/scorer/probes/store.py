@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 
-from services.scorer.probe_domain import CaseResult, Probed, Verdict, When, due
+from services.scorer.probes.domain import CaseResult, Probed, Verdict, When, due
 from shared.database import Pool
 
 

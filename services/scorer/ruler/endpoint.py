@@ -16,9 +16,9 @@ import httpx
 import openai
 from pydantic import BaseModel
 
-from services.scorer.ruler_prompt import Question
+from services.scorer.ruler.prompt import Question
+from services.scorer.ruler.streamed import joined
 from services.scorer.settings import ScorerSettings
-from services.scorer.streamed import joined
 from shared.telemetry import logger
 
 # What a server says to a form of answer that it does not know. A wrong model or key is told otherwise, or in each form.

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from services.cli.forget_rules import RunKey, Selection
-from services.cli.output import AsJson, console, instant, print_json, progress, table, task
+from services.cli.forget.rules import RunKey, Selection
+from services.terminal.output import AsJson, console, instant, print_json, progress, table, task
 from shared.errors import ConfigurationError, GiveUpError, RatchetError, RetryLaterError
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def forget(
 
     Several options narrow each other down. Safe to repeat, and to repeat after it was interrupted.
     """
-    from services.cli import session
+    from services.terminal import session
 
     selection = selected(agent, trajectory, before)
     asks = not (dry_run or yes)
@@ -95,7 +95,7 @@ async def _runs(pool: Pool, selection: Selection) -> list[RunKey]:
 
     A run that is named whole is meant even where it is not stored: streams may hold what could not be.
     """
-    from services.cli import store
+    from services.cli.forget import store
 
     keys = await store.runs_named(pool, selection.agent_id, selection.trajectory_id, selection.before)
     owners = sorted({agent_id for agent_id, _ in keys})
@@ -116,7 +116,9 @@ def _parts(keys: Sequence[RunKey]) -> Iterator[Sequence[RunKey]]:
 
 # looking ------------------------------------------------------------------------------------------
 async def _look(selection: Selection) -> dict[str, Any]:
-    from services.cli import exports, forget_traces, session, store
+    from services.cli.forget import exports, store
+    from services.cli.forget import traces as forget_traces
+    from services.terminal import session
 
     settings = session.settings()
     async with session.database(settings) as pool, session.bus(settings) as bus:
@@ -134,7 +136,7 @@ async def _look(selection: Selection) -> dict[str, Any]:
 
 # erasing ------------------------------------------------------------------------------------------
 async def _forget(selection: Selection, reason: str | None, *, rewrite: bool, wait_s: float) -> dict[str, Any]:
-    from services.cli import session
+    from services.terminal import session
 
     settings = session.settings()
     who = getpass.getuser()
@@ -183,7 +185,8 @@ async def _told(bus: Bus, service: str, verb: str, request: dict[str, Any], time
 async def _erase_elsewhere(
     bus: Bus, selection: Selection, keys: Sequence[RunKey], counts: dict[str, int], wait_s: float, bar: Progress
 ) -> dict[str, Any]:
-    from services.cli import exports, forget_traces
+    from services.cli.forget import exports
+    from services.cli.forget import traces as forget_traces
 
     waiting = 0
     for stream in STREAMS:
@@ -197,7 +200,7 @@ async def _erase_elsewhere(
 
 
 async def _rewrite(bus: Bus, pool: Pool, keys: Sequence[RunKey], bar: Progress) -> list[str]:
-    from services.cli import store
+    from services.cli.forget import store
 
     partitions: set[str] = set()
     for part in _parts(keys):

@@ -19,8 +19,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from services.cli import broker
-from services.cli.processes import await_port, end, kept_port, kept_secret, replace_private, spawn
+from services.local import broker
+from services.local.processes import await_port, end, kept_port, kept_secret, replace_private, spawn
 from shared.errors import ConfigurationError, RetryLaterError
 
 START_TIMEOUT_S = 60.0
@@ -29,7 +29,7 @@ RELOADED, NOT_RELOADED = b"Reloaded server configuration", b"Failed to reload"  
 
 @dataclass
 class NatsServer:
-    """``nats-server`` with JetStream in ``home``, with the users of ``services.cli.broker``."""
+    """``nats-server`` with JetStream in ``home``, with the users of ``services.local.broker``."""
 
     home: Path
     port: int = 0

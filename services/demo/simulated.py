@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from ratchet_sdk import Recorder
 from ratchet_sdk.outcomes import TrajectoryJudgedByWorld, TrajectoryOutcome
 
-from services.cli.output import progress, task
+from services.terminal.output import progress, task
 from shared import subjects
 from shared.errors import RetryLaterError
 from shared.trajectories import RunKey
@@ -78,7 +78,8 @@ async def simulate(plan: Plan, *, close: bool) -> dict[str, Any]:
     """Run the agents, publish each run's reward on ``outcomes.simulate``; then, if asked, close their windows."""
     from contextlib import AsyncExitStack
 
-    from services.cli import importing, session
+    from services.interchange import importing
+    from services.terminal import session
 
     settings = session.settings()
     async with AsyncExitStack() as stack:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from services.cli.forget_rules import RunKey, without
+from services.cli.forget.rules import RunKey, without
 from shared.errors import GiveUpError
 
 LEDGER = Path(".ratchet/exports.jsonl")

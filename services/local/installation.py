@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import services
-from services.cli.embedded import NatsServer, PostgresServer
-from services.cli.local_state import kept_ports, kept_settings, only_one, write_env
-from services.cli.supervisor import Program, Server, Stopped, Supervisor
+from services.local.embedded import NatsServer, PostgresServer
+from services.local.state import kept_ports, kept_settings, only_one, write_env
+from services.local.supervisor import Program, Server, Stopped, Supervisor
 from shared.errors import RetryLaterError
 
 SERVICES = ("recorder", "outcome_tracker", "scorer", "trainer", "deployer", "gateway", "inference", "admin")

@@ -5,7 +5,7 @@ may publish to ``steps.*`` and ``outcomes.*`` there and see nothing else. One ac
 names the subject that the broker answers on, and no permission bounds it. An agent that named ``window.closed`` had the
 broker itself write there (nats-server 2.15.1). Across accounts the answer stays with the agents.
 
-``python -m services.cli.broker > deploy/nats/nats.conf`` writes the one of docker-compose.yml.
+``python -m services.local.broker > deploy/nats/nats.conf`` writes the one of docker-compose.yml.
 """
 
 from __future__ import annotations
@@ -158,7 +158,7 @@ def configuration(
     services = [_user(name, password(name), with_inbox(name, role)) for name, role in SERVICES.items()]
     return "\n".join(
         [
-            "# Made by services/cli/broker.py, where the rules stand; the same for one machine, compose and tests.",
+            "# Made by services/local/broker.py, where the rules stand; the same for one machine, compose and tests.",
             "server_name: ratchet",
             f"listen: {listen}",
             *([f"http: {http}"] if http else []),

@@ -10,8 +10,8 @@ from typing import Any
 import psycopg
 from psycopg.rows import dict_row
 
-from services.cli import report_sql
-from services.cli.report_domain import Measured, t_interval
+from services.demo import report_sql
+from services.demo.report_domain import Measured, t_interval
 
 SHOWN_STATE = """
 select (select count(*) from windows where state = 'closed' and trajectories > 0)   as closed,

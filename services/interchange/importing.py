@@ -16,8 +16,8 @@ from nats.js.errors import APIError
 from pydantic import ValidationError
 from ratchet_sdk.events import MAX_EVENT_BYTES, message_id, uuid7
 
-from services.cli import store
-from services.cli.conversations import Import, Line, Run, encoded, run_of
+from services.interchange import store
+from services.interchange.conversations import Import, Line, Run, encoded, run_of
 from shared import subjects
 from shared.errors import GiveUpError, RetryLaterError
 from shared.trajectories import RunKey

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from services.cli.agent_keys import kept_key
-from services.cli.broker import WORLD
-from services.cli.demo_progress import Watcher
-from services.cli.demo_screen import Screen
-from services.cli.embedded import NatsServer
-from services.cli.local import MARKET_TIER, Installation, installation
-from services.cli.supervisor import Stopped
+from services.demo.progress import Watcher
+from services.demo.screen import Screen
+from services.local.agent_keys import kept_key
+from services.local.broker import WORLD
+from services.local.embedded import NatsServer
+from services.local.installation import MARKET_TIER, Installation, installation
+from services.local.supervisor import Stopped
 from shared.errors import ConfigurationError, RetryLaterError
 
 HOME = Path(".ratchet")
@@ -218,10 +218,10 @@ class Story:
         return seeds
 
     def _report(self, running: Installation, watcher: Watcher) -> int:
-        from services.cli import report
+        from services.demo import report, report_facts
 
         self.screen.phase("writing the report")
-        found = report.gather(
+        found = report_facts.gather(
             watcher,
             sabotaged=f"v{SABOTAGED}" if self.options.sabotage else None,
             options=self.options.__dict__,

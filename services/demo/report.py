@@ -5,106 +5,19 @@ from __future__ import annotations
 import base64
 import json
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from services.cli import report_sql
-from services.cli.report_domain import INTERVAL_WINDOWS, MEASURE_WINDOWS, Claim, Measured, Version, claim
-
-BASE = "v0"
-
-
-class Rows(Protocol):
-    def rows(self, statement: str, **variables: Any) -> list[dict[str, Any]]: ...
-
-
-@dataclass(frozen=True)
-class Report:
-    """Everything that the page shows. ``after`` are the measured version's window differences to the base."""
-
-    totals: dict[str, Any]
-    versions: list[Version]
-    labels: list[dict[str, Any]]
-    rewards: list[dict[str, Any]]
-    oracle: list[dict[str, Any]]
-    decisions: list[dict[str, Any]]
-    after: list[dict[str, Any]]
-    claim: Claim
-    options: Mapping[str, Any]
-    restarts: Mapping[str, int]
-    seconds: float
-    made_at: datetime
-
-    @property
-    def oracle_mean(self) -> float | None:
-        return sum(row["reward"] for row in self.oracle) / len(self.oracle) if self.oracle else None
-
-
-def gather(
-    source: Rows,
-    *,
-    sabotaged: str | None,
-    options: Mapping[str, Any],
-    restarts: Mapping[str, int],
-    seconds: float,
-) -> Report:
-    """Ask every statement of ``report_sql`` and judge what they say."""
-    versions = [version_of(row) for row in source.rows(report_sql.VERSIONS)]
-    after = {
-        version.version: source.rows(report_sql.AFTER_PROMOTION, version=version.version)
-        for version in versions
-        if version.was_trained and version.passed_its_test
-    }
-    found = claim(versions, {name: [row["difference"] for row in rows] for name, rows in after.items()}, sabotaged)
-    return Report(
-        totals=source.rows(report_sql.TOTALS)[0],
-        versions=versions,
-        labels=source.rows(report_sql.LABELS),
-        rewards=source.rows(report_sql.REWARDS_BY_WINDOW),
-        oracle=source.rows(report_sql.ORACLE_BY_WINDOW),
-        decisions=source.rows(report_sql.DECISIONS),
-        after=after.get(found.measured_version or "", []),
-        claim=found,
-        options=options,
-        restarts=restarts,
-        seconds=seconds,
-        made_at=datetime.now(UTC),
-    )
-
-
-def version_of(row: Mapping[str, Any]) -> Version:
-    """A row of ``report_sql.VERSIONS``."""
-    measured = None
-    if row["lower"] is not None:
-        measured = Measured(row["paired_windows"], row["difference"], row["lower"], row["upper"])
-    return Version(
-        version=row["version"],
-        parent=row["parent"],
-        method=row["method"],
-        batch_groups=row["batch_groups"],
-        batch_trained=row["batch_trained"] if row["batch_id"] else None,
-        note=row["note"],
-        state=row["state"],
-        share=row["share"] or 0.0,
-        reason=row["reason"],
-        control=row["control"],
-        decided_at=row["decided_at"],
-        evidence=row["evidence"] or {},
-        windows=row["windows"] or 0,
-        runs=int(row["runs"] or 0),
-        reward=None if row["reward"] is None else float(row["reward"]),
-        difference=measured,
-    )
+from services.demo import report_sql
+from services.demo.report_domain import INTERVAL_WINDOWS, MEASURE_WINDOWS, Measured, Version
+from services.demo.report_facts import BASE, Report
+from services.demo.report_picture import draw
 
 
 def write(report: Report, directory: Path) -> None:
     """``report.png`` and ``report.html``, which holds the picture and needs nothing else."""
     from jinja2 import Environment, FileSystemLoader
-
-    from services.cli.report_picture import draw
 
     draw(report, directory / "report.png")
     picture = base64.b64encode((directory / "report.png").read_bytes()).decode()
@@ -126,7 +39,7 @@ def tell(report: Report, directory: Path, *, as_json: bool) -> None:
     if as_json:
         sys.stdout.write(json.dumps(as_plain(report, directory), indent=2, allow_nan=False) + "\n")
         return
-    from services.cli.output import console, table
+    from services.terminal.output import console, table
 
     screen = console()
     screen.print(table("Versions", VERSION_COLUMNS, version_rows(report.versions), right=VERSION_COLUMNS[4:8]))

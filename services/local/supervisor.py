@@ -18,8 +18,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Protocol
 
-from services.cli.embedded import NatsServer, PostgresServer
-from services.cli.processes import die_with_parent
+from services.local.embedded import NatsServer, PostgresServer
+from services.local.processes import die_with_parent
 from shared.errors import ConfigurationError, RatchetError, RetryLaterError
 
 FIRST_PAUSE_S = 0.2

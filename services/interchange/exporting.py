@@ -12,8 +12,8 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from services.cli import store
-from services.cli.output import plain
+from services.interchange import store
+from services.terminal.output import plain
 from shared.trajectories import Call, Trajectory, load
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from services.cli.forget_rules import RunKey, Selection, Sent, is_about
+from services.cli.forget.rules import RunKey, Selection, Sent, is_about
 from shared import subjects
 from shared.delivery import Delivery
 from shared.errors import GiveUpError

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import date
 from uuid import UUID, uuid4
 
-from services.scorer.gathering import Gathered
+from services.scorer.ruler.gathering import Gathered
 from shared.database import Pool
 from shared.trajectories import RunKey
 

@@ -6,12 +6,10 @@ from collections import defaultdict
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from services.cli.report_domain import t_interval
-
-if TYPE_CHECKING:
-    from services.cli.report import Report
+from services.demo.report_domain import t_interval
+from services.demo.report_facts import Report
 
 COLOURS = ("#6b7280", "#2563eb", "#d97706", "#059669", "#9333ea", "#db2777", "#0891b2", "#65a30d")
 SMOOTHED_OVER = 7  # windows, for the eye: the dots are the data

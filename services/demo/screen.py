@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Self
 
-from services.cli.demo_progress import Progress, Running
+from services.demo.progress import Progress, Running
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

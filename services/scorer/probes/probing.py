@@ -13,9 +13,9 @@ import yaml
 from prometheus_client import Gauge
 
 from services.scorer.judge import Case, Hindsight, Judge, JudgeFailedError, JudgeWaitsError
-from services.scorer.ledger_store import Reply
-from services.scorer.probe_domain import CaseResult, ProbeCase, Suite, When, result, trajectory, verdict
-from services.scorer.probe_store import Identity, ProbeStore, Spent
+from services.scorer.probes.domain import CaseResult, ProbeCase, Suite, When, result, trajectory, verdict
+from services.scorer.probes.store import Identity, ProbeStore, Spent
+from services.scorer.ruler.ledger_store import Reply
 from shared.errors import GiveUpError
 from shared.telemetry import logger
 from shared.trajectories import RunKey, Trajectory
@@ -33,7 +33,7 @@ STARTS, ENDS = datetime(2026, 1, 1, 10, tzinfo=UTC), datetime(2026, 1, 1, 11, tz
 
 def planted() -> Suite:
     """The cases of this package."""
-    text = resources.files("services.scorer").joinpath("probe_cases.yaml").read_text(encoding="utf-8")
+    text = resources.files("services.scorer.probes").joinpath("cases.yaml").read_text(encoding="utf-8")
     return Suite.model_validate(yaml.safe_load(text))
 
 

@@ -1,0 +1,1 @@
+"""`ratchet demo` and `ratchet simulate`: a market with agents, what the screen shows of it, the report at its end."""
