@@ -12,9 +12,10 @@ from typing import Any, Generic, Protocol, TypeVar
 from prometheus_client import Counter, Histogram
 from pydantic import ValidationError
 from pydantic_core import to_json
+from ratchet_sdk.assembly import StreamedReply
 from ratchet_sdk.events import LlmCallMade, uuid7
 
-from services.gateway.assembly import Assembly
+from services.gateway.assembly import reply_of
 from services.gateway.domain import Answered, Asked, Route, for_client, recorded, route, upstream_body
 from services.gateway.health import Tally
 from services.gateway.prefixes import Prefixes
@@ -185,15 +186,15 @@ class Gateway:
         return Unanswered(chosen.assigned)
 
     async def _events(self, asked: Asked, taken: _Taken[Opened]) -> AsyncIterator[bytes]:
-        assembly = Assembly()
+        streamed = StreamedReply()
         wants_usage = bool((asked.body.get("stream_options") or {}).get("include_usage"))
         settled = broken_off = False
         try:
             async for chunk in taken.got.chunks:
-                assembly.add(chunk)
+                streamed.add(chunk)
                 if chunk.get("choices") or wants_usage:
                     yield _event(for_client(asked, chunk, taken.call_id, taken.version))
-            answered, settled = taken.answered(assembly.reply(), incomplete=not assembly.complete), True
+            answered, settled = taken.answered(reply_of(streamed), incomplete=not streamed.finished), True
             await self._record(asked, answered)
             self._count(asked, answered)
             yield b"data: [DONE]\n\n"
@@ -204,8 +205,8 @@ class Gateway:
             message = "the model's server broke off; what came is not the whole reply"
             yield _event({"error": {"message": message, "type": "server_error", "param": None, "code": "broken_off"}})
         finally:
-            if not settled and assembly.started:  # broken off, or the client left: it acted on what it had
-                record = taken.answered(assembly.reply(), incomplete=True, broken_off=broken_off)
+            if not settled and streamed.begun:  # broken off, or the client left: it acted on what it had
+                record = taken.answered(reply_of(streamed), incomplete=True, broken_off=broken_off)
                 self._soon(self._record(asked, record))
 
     def _soon(self, work: Any) -> None:

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from ratchet_sdk.assembly import StreamedReply
 
 from services.gateway import domain
-from services.gateway.assembly import Assembly
+from services.gateway.assembly import reply_of
 from services.gateway.domain import Asked, Prompt
 from services.gateway.prefixes import Prefixes
 from shared.errors import GiveUpError
@@ -173,32 +174,14 @@ def test_a_prompt_is_told_by_what_it_adds_only_to_the_same_beginning() -> None:
     assert known.prompt("a", "t", "c", more) == Prompt(more)
 
 
-def test_chunks_come_together() -> None:
-    assembly = Assembly()
-    assert not assembly.started
-    deltas: list[dict[str, Any]] = [
-        {"role": "assistant", "content": "I "},
-        {"content": "sell", "reasoning_content": "hm"},
-        {"tool_calls": [{"index": 1, "id": "b", "function": {"name": "g", "arguments": ""}}]},
-        {"tool_calls": [{"index": 0, "id": "a", "type": "function", "function": {"name": "f", "arguments": '{"n"'}}]},
-        {"tool_calls": [{"index": 0, "function": {"arguments": ": 1}"}}], "annotations": [1], "refusal": None},
-    ]
-    for delta in deltas:
-        assembly.add({"choices": [{"index": 0, "delta": delta}], "created": 5})
-    assert assembly.reply()["choices"][0]["finish_reason"] == "length"
-    assembly.add({"choices": [{"index": 0, "delta": {}, "finish_reason": "tool_calls"}], "prompt_token_ids": [1]})
-    assembly.add({"choices": [], "usage": {"total_tokens": 9}})
-    reply = assembly.reply()
+def test_a_streamed_reply_is_recorded_as_one_that_was_not() -> None:
+    streamed = StreamedReply()
+    assert reply_of(streamed)["choices"][0]["message"] == {"role": "assistant", "content": None}
+    streamed.add({"created": 5, "choices": [{"index": 0, "delta": {"content": "I sell"}}]})
+    assert reply_of(streamed)["choices"][0]["finish_reason"] == "length"
+    streamed.add({"choices": [{"index": 0, "delta": {}, "finish_reason": "tool_calls"}], "prompt_token_ids": [1]})
+    streamed.add({"choices": [], "usage": {"total_tokens": 9}})
+    reply = reply_of(streamed)
     assert (reply["created"], reply["usage"], reply["prompt_token_ids"]) == (5, {"total_tokens": 9}, [1])
     [choice] = reply["choices"]
-    assert choice["finish_reason"] == "tool_calls"
-    assert choice["message"] == {
-        "role": "assistant",
-        "content": "I sell",
-        "reasoning_content": "hm",
-        "annotations": [1],
-        "tool_calls": [
-            {"type": "function", "id": "a", "function": {"name": "f", "arguments": '{"n": 1}'}},
-            {"type": "function", "id": "b", "function": {"name": "g", "arguments": ""}},
-        ],
-    }
+    assert (choice["finish_reason"], choice["message"]["content"]) == ("tool_calls", "I sell")
