@@ -50,7 +50,7 @@ class StreamedReply:
 
 
 class StreamedChoice:
-    """One choice: its message grows by deltas. Beside it token ids and logprobs are joined; of texts the last counts."""
+    """One choice: its message grows by deltas. Beside it lists are joined (token ids), and of texts the last counts."""
 
     def __init__(self, index: int) -> None:
         self._index = index
