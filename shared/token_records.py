@@ -15,7 +15,7 @@ ROUNDING = 1e-3  # servers compute a logprob of 0 as a little more
 class TokenRecord:
     """The tokens of a call as its server gave them, never made up; each None where it gave none that can be used.
 
-    ``fault`` says why what it gave cannot be used. ``logprobs`` are finite; where both are there, one for each of ``ids``.
+    ``fault`` says why what it gave cannot be used. ``logprobs`` are finite, and as many as ``ids`` are.
     """
 
     prompt_ids: list[int] | None = None
