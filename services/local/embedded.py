@@ -22,6 +22,7 @@ from pathlib import Path
 from services.local import broker
 from services.local.processes import await_port, end, kept_port, kept_secret, replace_private, spawn
 from shared.errors import ConfigurationError, RetryLaterError
+from shared.roles import ROLES, role_of
 
 START_TIMEOUT_S = 60.0
 RELOADED, NOT_RELOADED = b"Reloaded server configuration", b"Failed to reload"  # nats-server's words
@@ -153,6 +154,13 @@ class PostgresServer:
 
     def url_of(self, database: str) -> str:
         return f"postgresql://ratchet:{kept_secret(self.home / 'password')}@127.0.0.1:{self.port}/{database}"
+
+    def url_as(self, name: str) -> str:
+        """Of a service, or of the reader: its own role, once ``shared.roles.provision`` has made it."""
+        return f"postgresql://{role_of(name)}:{self.passwords()[name]}@127.0.0.1:{self.port}/ratchet"
+
+    def passwords(self) -> dict[str, str]:
+        return {name: kept_secret(self.home / "passwords" / name) for name in ROLES}
 
     def start(self) -> None:
         binaries, user = self._prepare()

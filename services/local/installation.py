@@ -21,6 +21,7 @@ import services
 from services.local.embedded import NatsServer, PostgresServer
 from services.local.state import kept_ports, kept_settings, only_one, write_env
 from services.local.supervisor import Program, Server, Stopped, Supervisor
+from shared import roles
 from shared.errors import RetryLaterError
 
 SERVICES = ("recorder", "outcome_tracker", "scorer", "trainer", "deployer", "gateway", "inference", "admin")
@@ -33,7 +34,7 @@ Say = Callable[[str], None]
 class Installation:
     """What runs below ``directory``; ``environment`` is what each of its processes is started with.
 
-    ``broker`` is the embedded one, if it is that: then each process gets a user of its own.
+    ``broker`` and ``postgres`` are the embedded ones, if they are that: then each process is a user of its own at both.
     """
 
     directory: Path
@@ -41,10 +42,14 @@ class Installation:
     environment: dict[str, str]
     ports: dict[str, int]
     broker: NatsServer | None = None
+    postgres: PostgresServer | None = None
 
     def as_user(self, user: str) -> dict[str, str]:
-        """How a process is to reach the broker."""
-        return {"RATCHET_NATS_URL": self.broker.url_of(user)} if self.broker else {}
+        """How a process is to reach the broker, and the database: who has no tables of its own may only read."""
+        found = {"RATCHET_NATS_URL": self.broker.url_of(user)} if self.broker else {}
+        if self.postgres:
+            found["RATCHET_DATABASE_URL"] = self.postgres.url_as(user if user in roles.OWNED else roles.READER)
+        return found
 
     def url(self, service: str) -> str:
         return f"http://127.0.0.1:{self.ports[service]}"
@@ -87,7 +92,8 @@ def installation(
             "PYTHONPATH": _python_path(),
         }
         broker = None if "RATCHET_NATS_URL" in environment else NatsServer(directory / "nats")
-        running = Installation(directory, supervisor, environment, ports, broker)
+        postgres = None if "RATCHET_DATABASE_URL" in environment else PostgresServer(directory / "postgres")
+        running = Installation(directory, supervisor, environment, ports, broker, postgres)
         try:
             if first is not None:
                 first(running)
@@ -114,10 +120,9 @@ def start_servers(running: Installation) -> None:
         running.environment["RATCHET_NATS_URL"] = running.broker.url
         running.environment["RATCHET_NATS_DIR"] = str(running.broker.home)
         running.supervisor.check()
-    if "RATCHET_DATABASE_URL" not in running.environment:
-        postgres = PostgresServer(running.directory / "postgres")
-        running.supervisor.start(Server("postgres", postgres), SERVERS_TIER)
-        running.environment["RATCHET_DATABASE_URL"] = postgres.url
+    if running.postgres is not None:
+        running.supervisor.start(Server("postgres", running.postgres), SERVERS_TIER)
+        running.environment["RATCHET_DATABASE_URL"] = running.postgres.url_as(roles.READER)
         running.supervisor.check()
 
 
@@ -127,7 +132,9 @@ def prepare(running: Installation) -> None:
     from shared.bus import Bus
     from shared.streams import provision
 
-    database.migrate(running.environment["RATCHET_DATABASE_URL"])
+    url = running.environment["RATCHET_DATABASE_URL"] if running.postgres is None else running.postgres.url
+    database.migrate(url)
+    roles.provision(url, roles.passwords_of(os.environ) if running.postgres is None else running.postgres.passwords())
 
     async def declare() -> None:
         bus = Bus(running.environment["RATCHET_NATS_URL"], name="up")
