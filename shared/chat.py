@@ -1,4 +1,4 @@
-"""Chats as a model's own template takes them. The OpenAI API allows more than templates expect; both ends put it right here.
+"""Chats as a model's own template takes them: the OpenAI API allows more than templates expect.
 
 What ``inference`` prompts with and what the trainer imitates goes through ``for_template``, so that they are one text.
 """
@@ -19,7 +19,7 @@ TEXT_PARTS = (None, "text", "input_text", "output_text")
 GENERATION = re.compile(r"\{%[-+]?\s*generation\b")
 
 Shape = tuple[tuple[str, int, bool], ...]
-"""Of each message its role, how many tools it calls, and whether it says anything: what decides what a template shows."""
+"""Of each message its role, how many tools it calls, and whether it says anything."""
 
 
 def for_template(
@@ -57,7 +57,7 @@ def rendered(
 
 
 def joined(content: Any) -> str:
-    """The text of a message's content, whose parts are put together. Raises ValueError for any other kind of content."""
+    """The text of a message's content, whose parts are put together. Raises ValueError for what is no text."""
     if content is None or isinstance(content, str):
         return content or ""
     if not isinstance(content, list):
