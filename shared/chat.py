@@ -84,7 +84,7 @@ def _message(message: dict[str, Any], knows_developer: bool) -> dict[str, Any]:
     if isinstance(function := found.pop("function_call", None), dict):
         found.setdefault("tool_calls", [{"type": "function", "function": function}])
     if calls := found.pop("tool_calls", None):
-        found["tool_calls"] = [_call(call) for call in calls]
+        found["tool_calls"] = [_call(call) for call in (calls if isinstance(calls, list) else [calls])]
     return found
 
 
