@@ -121,7 +121,7 @@ async def test_errors_are_openais(client: Any, url: str, checkpoints: Checkpoint
     with pytest.raises(openai.BadRequestError, match="context is 65536 tokens") as long:
         await chat(model=checkpoints.sha, messages=[{"role": "user", "content": "\u00e9" * 40_000}])
     assert long.value.code == "context_length_exceeded"
-    for wrong in ({"temperature": 9}, {"n": 2}, {"messages": []}, {"top_p": 0}, {"presence_penalty": 1}):
+    for wrong in ({"temperature": 9}, {"n": 2}, {"messages": []}, {"top_p": 0}, {"presence_penalty": 3}):
         with pytest.raises(openai.BadRequestError, match="wrong request") as refused:
             await chat(**{"model": checkpoints.sha, "messages": ASK, **wrong})
         assert refused.value.param is not None
