@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -44,6 +45,26 @@ def plain(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} has no JSON form here")
 
 
+def json_text(value: Any, **how: Any) -> str:
+    """A value as JSON, whatever agents put into it: null stands for NaN and infinity, which JSON has no word for."""
+    try:
+        return json.dumps(value, default=plain, allow_nan=False, **how)
+    except ValueError:
+        return json.dumps(_without_nan(value), default=plain, allow_nan=False, **how)
+
+
+def _without_nan(value: Any) -> Any:
+    match value:
+        case float() if not math.isfinite(value):
+            return None
+        case Mapping():
+            return {key: _without_nan(item) for key, item in value.items()}
+        case list() | tuple():
+            return [_without_nan(item) for item in value]
+        case _:
+            return value
+
+
 def instant(option: str, given: str | None) -> datetime | None:
     """A time that was given, in UTC where it has no zone. Raises ConfigurationError."""
     if given is None:
@@ -57,7 +78,7 @@ def instant(option: str, given: str | None) -> datetime | None:
 
 def print_json(value: Any, *, err: bool = False) -> None:
     """One indented document; text of agents stays escaped, so that a terminal shows no control codes."""
-    (sys.stderr if err else sys.stdout).write(json.dumps(value, default=plain, indent=2, allow_nan=False) + "\n")
+    (sys.stderr if err else sys.stdout).write(json_text(value, indent=2) + "\n")
 
 
 def console(*, err: bool = False) -> Console:
