@@ -17,11 +17,12 @@ import typer
 from shared.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, RenderableType
     from rich.progress import Progress
-    from rich.table import Table
 
 WIDE = 160  # characters
+WORDS = 12  # characters that a column of words is given at the least
+GAP, EDGES = 3, 2  # characters between two columns of a table, and at its two sides
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
 Policy = Annotated[str, typer.Option("--policy", "-p", help="The line of models that is meant.")]
@@ -90,6 +91,22 @@ def console(*, err: bool = False) -> Console:
     return made
 
 
+def fitting(needs: Sequence[int], room: int) -> list[int]:
+    """The places of the columns that are shown in ``room`` characters: each whole or not at all, leftmost first.
+
+    ``needs``: the characters that each takes at the least. What is too wide makes way for narrower ones to its right;
+    the first stays in any case, for it says what a row is about.
+    """
+    places: list[int] = []
+    left = room - EDGES
+    for place, need in enumerate(needs):
+        taken = need + (GAP if places else 0)
+        if taken <= left or not places:
+            places.append(place)
+            left -= taken
+    return places
+
+
 def table(
     title: str,
     columns: Sequence[str],
@@ -97,27 +114,42 @@ def table(
     *,
     right: Sequence[str] = (),
     wrap: Sequence[str] = (),
-) -> Table:
+    bold: Sequence[str] = (),
+) -> RenderableType:
     """A table of plain text: nothing that an agent wrote is taken for markup or a control code.
 
-    ``right``: columns of numbers; ``wrap``: columns of words, which take what room is left.
+    ``right``: columns of numbers; ``wrap``: columns of words, which take what room is left. No cell is ever cut: where
+    the terminal is too narrow whole columns go, from the right, and a line below says how many.
     """
     from rich import box
+    from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
+    cells = [[Text(shown(cell)) for cell in row] for row in rows]
+    needs = []
+    for place, column in enumerate(columns):
+        widest = max([len(column), *(row[place].cell_len for row in cells)])
+        needs.append(min(widest, max(len(column), WORDS)) if column in wrap else widest)
+    room = console().width
+    places = fitting(needs, room)
     made = Table(title=title or None, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in columns:
-        wraps = column in wrap
+    for column in (columns[place] for place in places):
         made.add_column(
             column,
             justify="right" if column in right else "left",
-            overflow="fold" if wraps else "ellipsis",
-            no_wrap=not wraps,
+            style="bold" if column in bold else "",
+            overflow="fold",
+            no_wrap=column not in wrap and len(places) > 1,
         )
-    for row in rows:
-        made.add_row(*(Text(shown(cell)) for cell in row))
-    return made
+    for row in cells:
+        made.add_row(*(row[place] for place in places))
+    hidden = [column for place, column in enumerate(columns) if place not in places]
+    if not hidden:
+        return made
+    said = f"{len(hidden)} column{'s' if len(hidden) > 1 else ''} hidden at {room} columns"
+    told = f"{said}: widen the terminal or use --json ({', '.join(hidden)})"
+    return Group(made, Text(told, style="dim"))
 
 
 def shown(value: Any) -> str:
