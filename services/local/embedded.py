@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import quote
 
 from services.local import broker
 from services.local.processes import await_port, end, kept_port, kept_secret, replace_private, spawn
@@ -153,6 +154,13 @@ class PostgresServer:
 
     def url_of(self, database: str) -> str:
         return f"postgresql://ratchet:{kept_secret(self.home / 'password')}@127.0.0.1:{self.port}/{database}"
+
+    @property
+    def address(self) -> str:
+        """Without the password: with the file that holds it, for whoever may read that (libpq and asyncpg do)."""
+        file = self.home / "pgpass"
+        replace_private(file, f"127.0.0.1:*:*:ratchet:{kept_secret(self.home / 'password')}\n")
+        return f"postgresql://ratchet@127.0.0.1:{self.port}/ratchet?passfile={quote(str(file.absolute()), safe='/')}"
 
     def start(self) -> None:
         binaries, user = self._prepare()
