@@ -7,13 +7,12 @@ its logprobs and token ids as they came), ``tools`` and ``reward`` (the judge's 
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from services.interchange import store
-from services.terminal.output import plain
+from services.terminal.output import json_text
 from shared.trajectories import Call, Trajectory, load
 
 if TYPE_CHECKING:
@@ -114,4 +113,4 @@ async def conversations(pool: Pool, window_id: str | None, policy: str | None) -
 
 
 def _line(value: dict[str, Any]) -> str:
-    return json.dumps(value, default=plain, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return json_text(value, ascii_only=False)
