@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from services.admin.domain import tool_calls
-from services.terminal.output import console, printable, shown
+from services.terminal.output import console, json_text, printable, shown
 
 if TYPE_CHECKING:
     from rich.tree import Tree
@@ -143,7 +143,7 @@ def _text(words: str, style: str) -> Any:
 
 
 def _short(value: Any) -> str:
-    return "-" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return "-" if value is None else value if isinstance(value, str) else json_text(value, ascii_only=False)
 
 
 def _cut(text: str) -> str:

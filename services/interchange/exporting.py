@@ -113,4 +113,4 @@ async def conversations(pool: Pool, window_id: str | None, policy: str | None) -
 
 
 def line(value: dict[str, Any]) -> str:
-    return json_text(value, ensure_ascii=False, separators=(",", ":"))
+    return json_text(value, ascii_only=False)

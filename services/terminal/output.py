@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 WIDE = 160  # characters
 WORDS = 12  # characters that a column of words is given at the least
 GAP, EDGES = 3, 2  # characters between two columns of a table, and at its two sides
+NOT_FINITE = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
+LONGEST_BITS = 14_000  # about 4,200 decimals: Python refuses to write out more than 4,300
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
 Policy = Annotated[str, typer.Option("--policy", "-p", help="The line of models that is meant.")]
@@ -32,7 +34,7 @@ def plain(value: Any) -> Any:
     """What JSON has no type for, as JSON: times in RFC 3339, ids and decimals as text and numbers."""
     match value:
         case datetime():
-            return value.astimezone(UTC).isoformat().replace("+00:00", "Z")
+            return _utc(value).isoformat().replace("+00:00", "Z")
         case date() | UUID():
             return str(value)
         case Decimal():
@@ -46,24 +48,50 @@ def plain(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} has no JSON form here")
 
 
-def json_text(value: Any, **how: Any) -> str:
-    """A value as JSON, whatever agents put into it: null stands for NaN and infinity, which JSON has no word for."""
+def _utc(value: datetime) -> datetime:
     try:
-        return json.dumps(value, default=plain, allow_nan=False, **how)
-    except ValueError:
-        return json.dumps(_without_nan(value), default=plain, allow_nan=False, **how)
+        return value.astimezone(UTC)
+    except OverflowError:  # a zone at the edge of the calendar
+        return value.replace(tzinfo=UTC)
 
 
-def _without_nan(value: Any) -> Any:
+def json_text(value: Any, *, indent: int | None = None, ascii_only: bool = True) -> str:
+    """``value`` as JSON that any reader takes, whatever an agent sent.
+
+    What JSON has no number for stands there as the text ``"NaN"``, ``"Infinity"`` or ``"-Infinity"``, as protobuf's
+    JSON has it; half a surrogate pair becomes ``?``, as in the SDK.
+    """
+
+    def written(what: Any) -> str:
+        apart = (",", ":") if indent is None else None
+        return json.dumps(
+            what, default=plain, indent=indent, ensure_ascii=ascii_only, allow_nan=False, separators=apart
+        )
+
+    try:
+        text = written(value)
+        text.encode()
+    except (ValueError, TypeError):
+        return written(sayable(value))
+    return written(sayable(value)) if "\\ud" in text else text  # a pair stays one, half a pair is mended
+
+
+def sayable(value: Any) -> Any:
+    """A copy made of what JSON can say. A number longer than Python writes out in decimals is in hexadecimal."""
     match value:
-        case float() if not math.isfinite(value):
-            return None
-        case Mapping():
-            return {key: _without_nan(item) for key, item in value.items()}
-        case list() | tuple():
-            return [_without_nan(item) for item in value]
-        case _:
+        case str():
+            return value.encode("utf-8", "replace").decode()
+        case None | bool():
             return value
+        case float():
+            return value if math.isfinite(value) else NOT_FINITE[str(value)]
+        case int():
+            return value if value.bit_length() < LONGEST_BITS else hex(value)
+        case Mapping():
+            return {sayable(key if isinstance(key, str) else shown(key)): sayable(item) for key, item in value.items()}
+        case list() | tuple():
+            return [sayable(item) for item in value]
+    return sayable(plain(value))
 
 
 def instant(option: str, given: str | None) -> datetime | None:
@@ -161,8 +189,11 @@ def shown(value: Any) -> str:
         case float():
             return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
         case datetime():
-            return value.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S")
-    return printable(str(value))
+            return _utc(value).strftime("%Y-%m-%d %H:%M:%S")
+    try:
+        return printable(str(value))
+    except ValueError:  # an integer with more digits than Python writes out
+        return printable(str(sayable(value)))
 
 
 def printable(text: str) -> str:
