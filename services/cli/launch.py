@@ -93,9 +93,10 @@ def migrate(as_json: AsJson = False) -> None:
     """
     import os
 
+    from services.local import roles
     from services.terminal import session
     from services.terminal.output import print_json
-    from shared import database, roles
+    from shared import database
 
     settings = session.settings()
     try:

@@ -18,11 +18,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import services
+from services.local import roles
 from services.local.embedded import NatsServer, PostgresServer
 from services.local.processes import kept_secret
 from services.local.state import given_settings, kept_ports, kept_settings, only_one, read_env, write_env
 from services.local.supervisor import Program, Server, Stopped, Supervisor
-from shared import roles
 from shared.errors import RetryLaterError
 
 SERVICES = ("recorder", "outcome_tracker", "scorer", "trainer", "deployer", "gateway", "inference", "admin")
