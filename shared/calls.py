@@ -43,8 +43,8 @@ def merge_calls(found: Iterable[Mention]) -> tuple[list[Mention], list[Fault]]:
     """Each call once, by step, time and place of what brought it; and those that were told of in two ways.
 
     The content is what the gateway witnessed, else the first that has the reply, else the first. Another mention
-    adds what it knows: a purpose other than the default, the type of the action, model and version where the content
-    names none. ``base_call_id`` belongs to the content's own messages.
+    adds what it knows: a purpose other than the default, the type of the action, and where the content names none model
+    and version, unless the gateway witnessed the content alone. ``base_call_id`` belongs to the content's own messages.
     """
     merged: dict[str, Mention] = {}
     twice: dict[str, None] = {}
@@ -57,7 +57,7 @@ def merge_calls(found: Iterable[Mention]) -> tuple[list[Mention], list[Fault]]:
         content, hint = (new, known) if _weight(new) > _weight(known) else (known, new)
         if _contradict(content.call, hint.call):
             twice[call_id] = None
-        merged[call_id] = replace(content, call=_with_hint(content.call, hint.call))
+        merged[call_id] = replace(content, call=_with_hint(content, hint))
     ordered = sorted(merged.values(), key=lambda m: (m.step, m.occurred_at, m.place, m.call.call_id))
     return ordered, [_twice(merged[call_id]) for call_id in twice]
 
@@ -80,14 +80,16 @@ def _contradict(one: LlmCall, other: LlmCall) -> bool:
     return any(a and b and a != b for a, b in pairs)
 
 
-def _with_hint(content: LlmCall, hint: LlmCall) -> LlmCall:
-    known = {
+def _with_hint(known: Mention, other: Mention) -> LlmCall:
+    content, hint = known.call, other.call
+    told: dict[str, Any] = {
         "purpose": hint.purpose if content.purpose == "action" else content.purpose,
         "action_type": content.action_type or hint.action_type,
-        "model": content.model or hint.model,
-        "model_version": content.model_version or hint.model_version,
     }
-    new = {name: value for name, value in known.items() if value != getattr(content, name)}
+    if other.witnessed or not known.witnessed:  # an agent names no model that the gateway did not see
+        told["model"] = content.model or hint.model
+        told["model_version"] = content.model_version or hint.model_version
+    new = {name: value for name, value in told.items() if value != getattr(content, name)}
     return content.model_copy(update=new) if new else content
 
 
