@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 from ratchet_sdk.events import LlmCall, Step, StepEvent, TrajectoryEnded, TrajectoryStarted, step_events
 
-from shared.bodies import unpacked
+from shared.bodies import finite, unpacked
 from shared.calls import Fault as Fault  # who reads a run reads its faults
 from shared.calls import Mention, mentions, merge_calls, reply_of, written_out
 from shared.database import Pool
@@ -97,7 +97,7 @@ def assemble(agent_id: str, trajectory_id: str, raw: Iterable[bytes | Stored]) -
     for item in raw:
         stored = item if isinstance(item, Stored) else Stored(item)
         try:
-            event = step_events.validate_json(stored.body)
+            event = step_events.validate_json(finite(stored.body))
         except ValidationError as error:
             unread.append(Fault(None, f"a stored event is not of the contract: {reason(error)}"))
             continue

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from prometheus_client import Counter, Gauge
 from ratchet_sdk.events import MAX_EVENT_BYTES, LlmCallMade, message_id
 from ratchet_sdk.jetstream import JetStream, Message, NeverError
+from ratchet_sdk.values import encoded
 
 from shared import subjects
 from shared.bus import Bus
@@ -111,7 +112,7 @@ class Records:
 
 
 def _record(agent_id: str, event: LlmCallMade) -> _Record | None:
-    data = event.model_dump_json(by_alias=True).encode()
+    data = encoded(event)
     if len(data) > MAX_EVENT_BYTES:
         return None
     subject, name = subjects.calls(agent_id), message_id(agent_id, event.event_id)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, date, datetime, timedelta
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -18,6 +19,7 @@ from services.recorder.domain import (
     runs_of,
     steps_of,
 )
+from shared.calls import mentions, merge_calls
 from shared.errors import GiveUpError
 from tests.recorder.events import (
     START,
@@ -182,3 +184,43 @@ def test_an_agent_is_seen_by_the_brokers_clock_with_its_versions() -> None:
     agents = agents_of(events)
     assert agents["a"] == domain.AgentSeen("a", START, later, frozenset({"v1", "v2", "v3"}))
     assert agents["b"].versions == frozenset()
+
+
+# the table and whoever reads the run --------------------------------------------------------------
+told = st.builds(
+    lambda call_id, text, step_number, more: call_made(
+        call_id, number=step_number, **({} if text is None else {"response": reply(text)}), **more
+    ),
+    st.sampled_from("ab"),
+    st.sampled_from([None, "buy", "sell"]),
+    st.integers(0, 2),
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "purpose": st.sampled_from(["action", "evaluation", "reasoning"]),
+            "model": st.sampled_from("mn"),
+            "model_version": st.sampled_from(["v1", "v2"]),
+            "base_call_id": st.sampled_from("xy"),
+        },
+    ),
+)
+
+
+@given(st.lists(st.tuples(told, st.booleans()), max_size=5))
+def test_the_table_counts_the_same_of_two_mentions_as_whoever_reads_the_run(events: list[tuple[Any, bool]]) -> None:
+    """One call id, told of in several ways: SQL, the page and the trainer speak of the same call."""
+    rows = calls_of([received(e, n)._replace(witnessed=seen) for n, (e, seen) in enumerate(events)])
+    found, _ = merge_calls(m for event, seen in events for m in mentions(event, witnessed=seen))
+    read = {m.call.call_id: m for m in found}
+    assert {
+        call_id: (r.recorded, r.purpose, r.model, r.model_version, r.base_call_id, r.step, r.occurred_at, r.witnessed)
+        for (_, _, call_id), r in rows.items()
+    } == {
+        call_id: (
+            m.call.response is not None,
+            None if m.call.purpose == "action" else m.call.purpose,
+            *(m.call.model, m.call.model_version, m.call.base_call_id),
+            *(m.step, m.occurred_at, m.witnessed),
+        )
+        for call_id, m in read.items()
+    }
