@@ -30,7 +30,7 @@ from shared.events import WindowClosed
 from shared.streams import Barrier
 from shared.trajectories import load
 from shared.windows import window_at
-from tests.recorder.events import WINDOW_S
+from tests.recorder.events import START, WINDOW_S, ended, numbered, step
 
 
 async def until(condition: Callable[[], Awaitable[object]]) -> None:
@@ -220,6 +220,25 @@ async def test_a_run_that_never_ends_is_cut_at_its_limit(nats_server: NatsServer
 
         await until(closed)
     assert await pool.fetchval("select status from trajectories") == "truncated"
+
+
+@pytest.mark.parametrize("window_s", [1, 3600, 7 * 86_400])
+async def test_a_run_with_an_impossible_start_holds_no_window_up(bus: Bus, pool: Pool, window_s: int) -> None:
+    """datetime.min is what asyncpg writes as -infinity, and reads back without a zone."""
+    said = [datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC), datetime(1, 1, 1, 5, tzinfo=UTC)]
+    odd = [step(0, f"odd-{n}", started_at=at, occurred_at=at) for n, at in enumerate(said)]
+    await EventStore(pool).keep(numbered(*odd, ended(step_count=0)), window_s)
+    later = [window_at(START, window_s).ends_at + timedelta(hours=1)]
+    closing = Closing(WindowStore(pool), StepStream(bus), bus, settings(window_s=window_s), lambda: later[0])
+
+    async def closed() -> bool:
+        await closing.tick()
+        return not await pool.fetchval("select count(*) from windows where state = 'open' and ends_at < $1", later[0])
+
+    await until(closed)
+    placed = await pool.fetch("select distinct window_id, started_at from trajectories where clock_skewed")
+    assert [tuple(row) for row in placed] == [(window_at(START, window_s).window_id, START)]
+    assert {event.window_id for event in await closed_windows(bus)} >= {window_at(START, window_s).window_id}
 
 
 async def test_a_row_that_was_not_announced_is_announced_by_the_sweep(bus: Bus, pool: Pool) -> None:
