@@ -21,7 +21,7 @@ from services.gateway.prefixes import Prefixes
 from services.gateway.record_domain import Prompt
 from shared.errors import GiveUpError
 from shared.routing import Arm, Plan, RouteDocument, Target, assigned
-from shared.windows import window_at
+from shared.windows import EARLIEST, placed_at, window_at
 
 NOON = datetime(2026, 11, 20, 12, tzinfo=UTC)
 MESSAGES = [{"role": "user", "content": "hi"}]
@@ -103,6 +103,18 @@ def test_headers_name_a_run() -> None:
         "x-ratchet-base-call-id": "c",
     }
     assert domain.run_of_headers(headers, NOON + timedelta(days=1)) == domain.Run("t", 7, NOON, "evaluation", "c")
+
+
+@given(st.datetimes(timezones=st.timezones()) | st.just(datetime.min.replace(tzinfo=UTC)), st.integers(1, 7 * 86_400))
+def test_any_start_that_a_header_may_name_is_routed_as_the_recorder_places_it(said: datetime, window_s: int) -> None:
+    try:
+        started_at = domain.started_of_headers({"x-ratchet-started-at": said.isoformat()}, NOON)
+    except GiveUpError:
+        return  # UTC cannot hold it
+    chosen = domain.route(document([]), "a", started_at, NOON, window_s)
+    placed, skewed = placed_at(started_at, NOON)
+    assert chosen.assigned == assigned(document([]), "a", window_at(placed, window_s).starts_at)
+    assert skewed or placed >= EARLIEST
 
 
 @given(st.integers(0, 10**6), st.text("abc", min_size=1, max_size=5))
