@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hmac
 import logging
 import os
 import signal
@@ -19,6 +20,7 @@ import uvicorn
 from faststream.asgi import AsgiFastStream
 from faststream.asgi.types import ASGIApp
 from prometheus_client import make_asgi_app
+from pydantic import SecretStr
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
@@ -83,7 +85,36 @@ class _Server(uvicorn.Server):
                 loop.remove_signal_handler(number)
 
 
-def _ready(checks: Sequence[Check]) -> ASGIApp:
+Allowed = Callable[[Request], bool]
+
+
+def bearer(token: SecretStr | None) -> Allowed:
+    """Whether a request shows the token; where none is set, everybody does."""
+    wanted = None if token is None else f"Bearer {token.get_secret_value()}".encode()
+
+    def allowed(request: Request) -> bool:
+        return wanted is None or hmac.compare_digest(request.headers.get("authorization", "").encode(), wanted)
+
+    return allowed
+
+
+def metrics(allowed: Allowed) -> ASGIApp:
+    """What Prometheus asks for, for who is allowed."""
+    exposed = make_asgi_app()
+
+    async def answer(scope, receive, send) -> None:  # type: ignore[no-untyped-def]  # ASGI's own types
+        if allowed(Request(scope, receive)):
+            await exposed(scope, receive, send)
+        else:
+            refusal = JSONResponse({"error": "send RATCHET_METRICS_TOKEN as a bearer token"}, 401)
+            await refusal(scope, receive, send)
+
+    return answer
+
+
+def ready(checks: Sequence[Check], allowed: Allowed) -> ASGIApp:
+    """A verdict for everybody, since health checks hold no token; its reasons for who shows it."""
+
     async def answer(scope, receive, send) -> None:  # type: ignore[no-untyped-def]  # ASGI's own types
         faults = []
         for check in checks:
@@ -93,7 +124,8 @@ def _ready(checks: Sequence[Check]) -> ASGIApp:
                 fault = "a check took over 5 s"
             if fault:
                 faults.append(fault)
-        response = JSONResponse({"ready": not faults, "faults": faults}, 503 if faults else 200)
+        told = {"faults": faults} if allowed(Request(scope, receive)) else {}
+        response = JSONResponse({"ready": not faults, **told}, 503 if faults else 200)
         await response(scope, receive, send)
 
     return answer
@@ -131,6 +163,7 @@ async def serve(
     ``on_stop`` runs after the last request was answered and while the broker is still connected.
     """
     tasks = [*tasks, Periodic("consumer_lag", MEASURE_S, bus.measure)]
+    allowed = bearer(settings.metrics_token)
     all_checks = [bus.ready, *([database_check(pool)] if pool else []), *checks]
 
     app = _App(
@@ -139,8 +172,8 @@ async def serve(
         on_shutdown=[bus.stopping, *on_stop],
         asgi_routes=[
             ("/health", _health),
-            ("/ready", _ready(all_checks)),
-            ("/metrics", make_asgi_app()),
+            ("/ready", ready(all_checks, allowed)),
+            ("/metrics", metrics(allowed)),
         ],
     )
     app.rest = http

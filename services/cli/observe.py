@@ -197,15 +197,16 @@ def models(
     if as_json:
         print_json(rows)
         return
-    columns = ("policy", "version", "parent", "method", "state", "share", "runs", "reward", "evidence", "artifact")
+    columns = ("policy", "version", "state", "share", "evidence", "runs", "reward", "parent", "method", "artifact")
     cells = [
         (
-            *(row[k] for k in ("policy", "version", "parent", "method")),
+            *(row[k] for k in ("policy", "version")),
             row["state"] or "registered",
             f"{row['share']:.0%}",
+            evidence(row),
             row["runs"] or 0,
             row["mean_reward"],
-            evidence(row),
+            *(row[k] for k in ("parent", "method")),
             row["artifact_sha256"][:12],
         )
         for row in rows

@@ -40,6 +40,7 @@ async def main() -> None:
                 pool=pool,
                 tasks=[
                     Periodic("verify", settings.tick_s, deployer.verify_due),
+                    Periodic("deadlines", settings.tick_s, deployer.end_overdue),
                     Periodic("sweep", settings.sweep_s, deployer.sweep),
                 ],
             )
