@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Generic, Protocol, TypeVar
@@ -217,7 +217,7 @@ class Gateway:
                 if chunk.get("choices") or wants_usage:
                     yield _event(for_client(asked, chunk, taken.call_id, taken.version))
             answered, settled = taken.answered(assembly.reply(), incomplete=not assembly.complete), True
-            await self._record(asked, answered)
+            await asyncio.shield(self._soon(self._record(asked, answered)))  # the client may leave meanwhile
             self._count(asked, answered)
             yield b"data: [DONE]\n\n"
         except BrokenOffError as error:
@@ -233,10 +233,11 @@ class Gateway:
                 record = taken.answered(assembly.reply(), incomplete=True, broken_off=broken_off)
                 self._soon(self._record(asked, record))
 
-    def _soon(self, work: Any) -> None:
+    def _soon(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
         self._later.add(task)
         task.add_done_callback(self._later.discard)
+        return task
 
     async def settled(self) -> None:
         """Until the records of streams that ended early are on their way."""

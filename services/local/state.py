@@ -60,6 +60,7 @@ def kept_settings(directory: Path, ports: Mapping[str, int]) -> dict[str, str]:
     url = {name: f"http://127.0.0.1:{port}" for name, port in ports.items()}
     return {
         "RATCHET_ARTIFACTS_DIR": str(directory / "artifacts"),
+        "RATCHET_GATEWAY_SPOOL_DIR": str(directory / "gateway-spool"),
         "RATCHET_WANDB_DIR": str(directory / "wandb"),
         "RATCHET_GATEWAY_URL": f"{url['gateway']}/v1",
         "RATCHET_INFERENCE_URL": f"{url['inference']}/v1",
