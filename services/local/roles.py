@@ -40,9 +40,9 @@ OWNED: dict[str, tuple[str, ...]] = {
     ),
     "trainer": ("batches", "batch_trajectories", "models", "artifacts"),
     "deployer": ("deployments", "routes", "assignments", "evidence", "incidents", "quarantines"),
-    "admin": ("agents", "tokens", "audit"),
+    "admin": ("agents", "gateway_keys", "gateway_key_use", "tokens", "audit"),
 }
-EACH_ITS_ROWS: tuple[str, ...] = ()  # tables in which every service has rows of its own
+EACH_ITS_ROWS: tuple[str, ...] = ("set_aside",)  # tables in which every service has rows of its own
 ROLES = (*OWNED, READER)
 
 
