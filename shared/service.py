@@ -12,8 +12,10 @@ import os
 import signal
 import socket
 import sys
+import uuid
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import uvicorn
 from faststream.asgi import AsgiFastStream
@@ -22,6 +24,7 @@ from prometheus_client import make_asgi_app
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
+from shared import subjects
 from shared.bus import Bus
 from shared.database import UNAVAILABLE, Pool
 from shared.errors import ConfigurationError, RatchetError, RetryLaterError
@@ -29,6 +32,9 @@ from shared.settings import Settings
 from shared.telemetry import TASK_FAILURES, UP, logger
 
 MEASURE_S = 5.0
+HTTP_LIMIT_S = 5.0
+ASKED_LIMIT_S = 2.0  # over the broker: whoever asks takes a longer silence for a process that hangs
+REPLICA = uuid.uuid4().hex  # of this process
 Check = Callable[[], Awaitable[str | None]]
 
 
@@ -83,20 +89,32 @@ class _Server(uvicorn.Server):
                 loop.remove_signal_handler(number)
 
 
-def _ready(checks: Sequence[Check]) -> ASGIApp:
-    async def answer(scope, receive, send) -> None:  # type: ignore[no-untyped-def]  # ASGI's own types
-        faults = []
-        for check in checks:
-            try:
-                fault = await asyncio.wait_for(check(), 5)
-            except TimeoutError:
-                fault = "a check took over 5 s"
-            if fault:
-                faults.append(fault)
+@dataclass(frozen=True)
+class Readiness:
+    """What is wrong with this process, asked over HTTP and over the broker: that needs no address of it."""
+
+    service: str
+    checks: Sequence[Check]
+
+    async def faults(self, limit_s: float) -> list[str]:
+        return [fault for fault in await asyncio.gather(*(_fault(c, limit_s) for c in self.checks)) if fault]
+
+    async def said(self) -> dict[str, Any]:
+        faults = await self.faults(ASKED_LIMIT_S)
+        who = {"service": self.service, "replica": REPLICA, "name": f"{socket.gethostname()}:{os.getpid()}"}
+        return {**who, "ready": not faults, "faults": faults}
+
+    async def __call__(self, scope, receive, send) -> None:  # type: ignore[no-untyped-def]  # ASGI's own types
+        faults = await self.faults(HTTP_LIMIT_S)
         response = JSONResponse({"ready": not faults, "faults": faults}, 503 if faults else 200)
         await response(scope, receive, send)
 
-    return answer
+
+async def _fault(check: Check, limit_s: float) -> str | None:
+    try:
+        return await asyncio.wait_for(check(), limit_s)
+    except TimeoutError:
+        return f"a check took over {limit_s:g} s"
 
 
 async def _health(scope, receive, send) -> None:  # type: ignore[no-untyped-def]  # ASGI's own types
@@ -131,7 +149,7 @@ async def serve(
     ``on_stop`` runs after the last request was answered and while the broker is still connected.
     """
     tasks = [*tasks, Periodic("consumer_lag", MEASURE_S, bus.measure)]
-    all_checks = [bus.ready, *([database_check(pool)] if pool else []), *checks]
+    readiness = Readiness(name, [bus.ready, *([database_check(pool)] if pool else []), *checks])
 
     app = _App(
         bus.broker,
@@ -139,7 +157,7 @@ async def serve(
         on_shutdown=[bus.stopping, *on_stop],
         asgi_routes=[
             ("/health", _health),
-            ("/ready", _ready(all_checks)),
+            ("/ready", readiness),
             ("/metrics", make_asgi_app()),
         ],
     )
@@ -157,6 +175,7 @@ async def serve(
         )
     )
     await bus.connect()
+    await bus.answer((subjects.ready(name), subjects.ready(name, REPLICA)), readiness.said)
     running: list[asyncio.Task[None]] = []
     UP.labels(name).set(1)
     try:

@@ -44,6 +44,7 @@ OWNERS = {
 }
 WRITE = re.compile(r"\b(?:insert\s+into|update|delete\s+from|truncate|copy)\s+(?:only\s+)?([a-z_]+)", re.IGNORECASE)
 TABLES = set().union(*OWNERS.values())
+EVERYBODYS = {"wait_limits"}  # each service its own rows, by shared/waits.py alone
 
 
 def python_files(folder: Path) -> list[Path]:
@@ -71,7 +72,7 @@ def test_every_table_has_an_owner() -> None:
     files = sorted((ROOT / "shared/migrations/versions").glob("*.sql"))
     sql = "\n".join(path.read_text(encoding="utf-8") for path in files)
     created = set(re.findall(r"create table (?:if not exists )?(\w+)\s*\(", sql))
-    assert created == TABLES
+    assert created == TABLES | EVERYBODYS
 
 
 @pytest.mark.parametrize("service", SERVICES)

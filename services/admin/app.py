@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from services.admin.commands import subscribe
+from services.admin.commands import subscribe, subscribe_watch
 from services.admin.handlers import application
 from services.admin.settings import AdminSettings
 from services.admin.store import Credentials, Store
+from services.admin.waiting import MEASURE_S, Waiting
+from services.admin.watch import LOOK_S, Watch
 from shared import database
 from shared.bus import Bus
 from shared.errors import ConfigurationError
-from shared.service import run_service, serve
+from shared.service import Periodic, run_service, serve
 from shared.settings import load
 from shared.telemetry import configure_logging
 
@@ -38,8 +40,17 @@ async def main() -> None:
         database.pool(url, pool_size=1, application=f"ratchet-{NAME}-credentials") as writing,
     ):
         bus = Bus(settings.nats_url, name=NAME)
+        watch, store = Watch(bus), Store(pool)
         subscribe(bus, Credentials(writing))
-        await serve(NAME, settings, bus, pool=pool, http=application(Store(pool), bus, token))
+        subscribe_watch(bus, watch)
+        await serve(
+            NAME,
+            settings,
+            bus,
+            pool=pool,
+            http=application(store, bus, token, watch),
+            tasks=[Periodic("watch", LOOK_S, watch.look), Periodic("waits", MEASURE_S, Waiting(store).measure)],
+        )
 
 
 def run() -> None:

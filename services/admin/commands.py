@@ -8,6 +8,7 @@ from pydantic import BaseModel, Field
 from ratchet_sdk.events import AgentId
 
 from services.admin.store import Credentials
+from services.admin.watch import Watch
 from shared.bus import Bus
 
 
@@ -28,6 +29,10 @@ class Forgot(BaseModel):
     reply: dict[str, Any] = Field(default_factory=dict)
 
 
+class Seen(BaseModel):
+    """Which replicas of every service have answered, and when for the last time."""
+
+
 def subscribe(bus: Bus, credentials: Credentials) -> None:
     async def add(request: AddAgent) -> dict[str, Any]:
         await credentials.add_agent(request.agent_id, request.public_key)
@@ -43,3 +48,10 @@ def subscribe(bus: Bus, credentials: Credentials) -> None:
     bus.on_command("admin", "forgot", Forgot, forgot)
     bus.on_command("admin", "add_agent", AddAgent, add)
     bus.on_command("admin", "remove_agent", RemoveAgent, remove)
+
+
+def subscribe_watch(bus: Bus, watch: Watch) -> None:
+    async def seen(_: Seen) -> dict[str, Any]:
+        return {"replicas": watch.seen()}
+
+    bus.on_command("admin", "seen", Seen, seen)

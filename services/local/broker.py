@@ -126,6 +126,8 @@ SERVICES: Mapping[str, Role] = {
         publish=(
             *(f"$JS.API.CONSUMER.INFO.{c.stream}.{c.durable}" for c in subjects.CONSUMERS),
             subjects.command("trainer", "readiness"),
+            subjects.ready("*"),
+            subjects.ready("*", "*"),
         ),
         subscribe=(subjects.command("admin", "*"),),
         answers=True,
@@ -137,7 +139,12 @@ THE_WORLD = Role(publish=(subjects.outcomes("*"),), subscribe=("_INBOX.>",))
 
 
 def with_inbox(name: str, role: Role) -> Role:
-    return Role(role.publish, (inbox(name), *role.subscribe), role.answers)
+    """With what every service has: answers come to it, and it says whether it is ready."""
+    return Role(
+        role.publish,
+        (inbox(name), subjects.ready(name), subjects.ready(name, "*"), *role.subscribe),
+        answers=True,
+    )
 
 
 def agent(name: str) -> Role:

@@ -67,4 +67,6 @@ def test_an_id_that_is_wider_than_the_terminal_goes_over_lines_and_stays_whole(
 def test_wide_characters_count_as_they_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     lines = printed(monkeypatch, 60, "", ("agent", "runs", "seen"), [("漢" * 24, 12_345, "2026-11-20 10:00:00")])
     assert "漢" * 24 in "\n".join(lines)
-    assert "1 column hidden at 60 columns: widen the terminal or use --json (seen)" in " ".join(line.strip() for line in lines)
+    assert "1 column hidden at 60 columns: widen the terminal or use --json (seen)" in " ".join(
+        line.strip() for line in lines
+    )
