@@ -100,7 +100,6 @@ WAITS = (
     "judgment",
     "announcement",
     "probe",
-    "question",
     "batch",
     "trial",
     "training",

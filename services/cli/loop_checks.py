@@ -17,7 +17,6 @@ MOVED_BY = {
     "judgment": "scorer",
     "announcement": "scorer and of the deployer",
     "probe": "scorer",
-    "question": "scorer",
     "batch": "trainer",
     "trial": "deployer",
     "training": "deployer",

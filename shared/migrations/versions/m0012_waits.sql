@@ -124,9 +124,6 @@ union all
 select 'probe', 'the judge ' || p.model, 'the planted cases to be judged', p.started_at, p.heard_at + said.handover
   from judge_probes p, said where p.state = 'running'
 union all
-select 'question', 'questions to a judge: ' || count(*), 'an answer', min(held_until), max(held_until)
-  from judge_claims where held_until > now() having count(*) > 0
-union all
 select 'batch', b.batch_id || ' of ' || b.policy,
        case when b.lease_until > now() then 'the trainer that holds it' else 'a trainer that is free' end,
        b.created_at, greatest(b.lease_until, b.created_at) + said.handover
