@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hmac
 import logging
 import os
 import signal
@@ -21,6 +22,7 @@ import uvicorn
 from faststream.asgi import AsgiFastStream
 from faststream.asgi.types import ASGIApp
 from prometheus_client import make_asgi_app
+from pydantic import SecretStr
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
@@ -89,25 +91,36 @@ class _Server(uvicorn.Server):
                 loop.remove_signal_handler(number)
 
 
-@dataclass(frozen=True)
-class Readiness:
-    """What is wrong with this process, asked over HTTP and over the broker: that needs no address of it."""
+Allowed = Callable[[Request], bool]
 
-    service: str
-    checks: Sequence[Check]
 
-    async def faults(self, limit_s: float) -> list[str]:
-        return [fault for fault in await asyncio.gather(*(_fault(c, limit_s) for c in self.checks)) if fault]
+def bearer(token: SecretStr | None) -> Allowed:
+    """Whether a request shows the token; where none is set, everybody does."""
+    wanted = None if token is None else f"Bearer {token.get_secret_value()}".encode()
 
-    async def said(self) -> dict[str, Any]:
-        faults = await self.faults(ASKED_LIMIT_S)
-        who = {"service": self.service, "replica": REPLICA, "name": f"{socket.gethostname()}:{os.getpid()}"}
-        return {**who, "ready": not faults, "faults": faults}
+    def allowed(request: Request) -> bool:
+        return wanted is None or hmac.compare_digest(request.headers.get("authorization", "").encode(), wanted)
 
-    async def __call__(self, scope, receive, send) -> None:  # type: ignore[no-untyped-def]  # ASGI's own types
-        faults = await self.faults(HTTP_LIMIT_S)
-        response = JSONResponse({"ready": not faults, "faults": faults}, 503 if faults else 200)
-        await response(scope, receive, send)
+    return allowed
+
+
+def metrics(allowed: Allowed) -> ASGIApp:
+    """What Prometheus asks for, for who is allowed."""
+    exposed = make_asgi_app()
+
+    async def answer(scope, receive, send) -> None:  # type: ignore[no-untyped-def]  # ASGI's own types
+        if allowed(Request(scope, receive)):
+            await exposed(scope, receive, send)
+        else:
+            refusal = JSONResponse({"error": "send RATCHET_METRICS_TOKEN as a bearer token"}, 401)
+            await refusal(scope, receive, send)
+
+    return answer
+
+
+async def faults_of(checks: Sequence[Check], limit_s: float) -> list[str]:
+    """What is wrong with this process, in words."""
+    return [fault for fault in await asyncio.gather(*(_fault(check, limit_s) for check in checks)) if fault]
 
 
 async def _fault(check: Check, limit_s: float) -> str | None:
@@ -115,6 +128,29 @@ async def _fault(check: Check, limit_s: float) -> str | None:
         return await asyncio.wait_for(check(), limit_s)
     except TimeoutError:
         return f"a check took over {limit_s:g} s"
+
+
+def ready(checks: Sequence[Check], allowed: Allowed) -> ASGIApp:
+    """A verdict for everybody, since health checks hold no token; its reasons for who shows it."""
+
+    async def answer(scope, receive, send) -> None:  # type: ignore[no-untyped-def]  # ASGI's own types
+        faults = await faults_of(checks, HTTP_LIMIT_S)
+        told = {"faults": faults} if allowed(Request(scope, receive)) else {}
+        response = JSONResponse({"ready": not faults, **told}, 503 if faults else 200)
+        await response(scope, receive, send)
+
+    return answer
+
+
+def presence(service: str, checks: Sequence[Check]) -> Callable[[], Awaitable[dict[str, Any]]]:
+    """The same verdict for who asks over the broker: that needs no address of any process."""
+
+    async def said() -> dict[str, Any]:
+        faults = await faults_of(checks, ASKED_LIMIT_S)
+        who = {"service": service, "replica": REPLICA, "name": f"{socket.gethostname()}:{os.getpid()}"}
+        return {**who, "ready": not faults, "faults": faults}
+
+    return said
 
 
 async def _health(scope, receive, send) -> None:  # type: ignore[no-untyped-def]  # ASGI's own types
@@ -149,7 +185,8 @@ async def serve(
     ``on_stop`` runs after the last request was answered and while the broker is still connected.
     """
     tasks = [*tasks, Periodic("consumer_lag", MEASURE_S, bus.measure)]
-    readiness = Readiness(name, [bus.ready, *([database_check(pool)] if pool else []), *checks])
+    all_checks = [bus.ready, *([database_check(pool)] if pool else []), *checks]
+    allowed = bearer(settings.metrics_token)
 
     app = _App(
         bus.broker,
@@ -157,8 +194,8 @@ async def serve(
         on_shutdown=[bus.stopping, *on_stop],
         asgi_routes=[
             ("/health", _health),
-            ("/ready", readiness),
-            ("/metrics", make_asgi_app()),
+            ("/ready", ready(all_checks, allowed)),
+            ("/metrics", metrics(allowed)),
         ],
     )
     app.rest = http
@@ -175,7 +212,7 @@ async def serve(
         )
     )
     await bus.connect()
-    await bus.answer((subjects.ready(name), subjects.ready(name, REPLICA)), readiness.said)
+    await bus.answer((subjects.ready(name), subjects.ready(name, REPLICA)), presence(name, all_checks))
     running: list[asyncio.Task[None]] = []
     UP.labels(name).set(1)
     try:

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from services.terminal.output import AsJson, print_json
 from shared.errors import ConfigurationError
-
-if TYPE_CHECKING:
-    from services.local.embedded import NatsServer
-    from services.terminal.settings import CliSettings
 
 Name = Annotated[str, typer.Argument(help="The agent's id.")]
 RELOAD = "then reload it (`nats-server --signal reload`, `docker compose kill --signal HUP nats`)"
@@ -22,7 +18,7 @@ RELOAD = "then reload it (`nats-server --signal reload`, `docker compose kill --
 def agents_add(
     name: Name,
     file: Annotated[
-        Path | None, typer.Option("--file", help="Where its seed is kept; .ratchet/agents/NAME.nk by default.")
+        Path | None, typer.Option("--file", help="Where its seed is kept; agents/NAME.nk of the installation.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -32,10 +28,10 @@ def agents_add(
     from services.terminal import session
 
     settings = session.settings()
-    path = file or Path(".ratchet/agents") / f"{checked(name)}.nk"
+    path = file or settings.dir / "agents" / f"{checked(name)}.nk"
     key = kept_key(path)
     session.run(_tell("add_agent", {"agent_id": checked(name), "public_key": key}))
-    server, line = embedded(settings), broker.agent_line(name, key)
+    server, line = session.embedded(settings), broker.agent_line(name, key)
     if server is not None:
         server.admit({name: key})
     if as_json:
@@ -55,7 +51,7 @@ def agents_remove(name: Name, as_json: AsJson = False) -> None:
     from services.terminal import session
 
     reply = session.run(_tell("remove_agent", {"agent_id": checked(name)}))
-    server = embedded(session.settings())
+    server = session.embedded(session.settings())
     if server is not None:
         server.dismiss(name)
     if as_json:
@@ -70,17 +66,6 @@ def checked(name: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", name):
         raise ConfigurationError(f"{name[:80]!r} is no agent id; use 1 to 64 letters, digits, _ and -")
     return name
-
-
-def embedded(settings: CliSettings) -> NatsServer | None:
-    """The broker that `ratchet up` started, if that is the one we are to use."""
-    from services.local.embedded import NatsServer
-    from services.terminal.session import without_password
-
-    if settings.nats_dir is None:
-        return None
-    server = NatsServer.running_in(settings.nats_dir)
-    return server if server.address == without_password(settings.nats_url) else None
 
 
 async def _tell(verb: str, request: dict[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
@@ -46,6 +47,19 @@ letters = typer.Typer(
     help="What could never be handled, with its reason; show it, send it again.", rich_markup_mode=None
 )
 told = typer.Typer(help="What the world said of each window; fill past ones.", rich_markup_mode=None)
+
+
+@app.callback()
+def _chosen(
+    directory: Annotated[
+        Path | None, typer.Option("--dir", help="Of the installation that is meant; RATCHET_DIR, or .ratchet.")
+    ] = None,
+) -> None:
+    if directory is not None:
+        from services.local.state import turn_to
+
+        turn_to(directory.absolute(), os.environ)
+
 
 app.command()(launch.up)
 app.command()(launch.demo)

@@ -22,7 +22,12 @@ async def main() -> None:
     configure_logging("deployer", settings.log_level)
     bus = Bus(settings.nats_url, name="deployer")
     artifacts = DirectoryStore(settings.artifacts_dir)
-    probe = InferenceProbe(settings.inference_url, artifacts, timeout_s=settings.verify_timeout_s)
+    probe = InferenceProbe(
+        settings.inference_url,
+        artifacts,
+        timeout_s=settings.verify_timeout_s,
+        token=settings.inference_token.get_secret_value() if settings.inference_token else None,
+    )
     url = settings.database_url.get_secret_value()
     try:
         async with database.pool(url, pool_size=settings.database_pool, application="deployer") as pool:

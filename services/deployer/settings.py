@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, SecretStr, ValidationInfo, field_validator
 
 from shared.settings import Settings
 
@@ -12,6 +12,7 @@ class DeployerSettings(Settings):
     inference_url: str = Field(
         "http://127.0.0.1:8100/v1", pattern=r"^https?://.+/v1$", description="OpenAI API that serves the checkpoints"
     )
+    inference_token: SecretStr | None = Field(None, description="sent to inference, where it asks for one")
     canary_share: float = Field(0.1, gt=0, lt=1, description="share of runs that a candidate is tried on")
     base_share: float = Field(0.0, ge=0, lt=1, description="share that v0 keeps as a concurrent control")
     anchor_share: float = Field(0.05, ge=0, lt=1, description="share that the best previous version keeps")

@@ -25,6 +25,7 @@ async def main() -> None:
         timeout_s=settings.request_timeout_s,
         connect_timeout_s=settings.connect_timeout_s,
         connections=settings.target_connections,
+        token=settings.inference_token.get_secret_value() if settings.inference_token else None,
     )
     gateway = Gateway(routes, targets, records, health, window_s=settings.window_s)
 

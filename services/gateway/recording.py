@@ -1,4 +1,4 @@
-"""Calls on their way to ``steps.<agent_id>``: acknowledged before the reply, or later while the broker is away."""
+"""Calls on their way to ``calls.<agent_id>``: acknowledged before the reply, or later while the broker is away."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from prometheus_client import Counter, Gauge
 from ratchet_sdk.events import MAX_EVENT_BYTES, LlmCallMade, message_id
 from ratchet_sdk.jetstream import JetStream, Message, NeverError
+from ratchet_sdk.values import encoded
 
 from shared import subjects
 from shared.bus import Bus
@@ -111,10 +112,10 @@ class Records:
 
 
 def _record(agent_id: str, event: LlmCallMade) -> _Record | None:
-    data = event.model_dump_json(by_alias=True).encode()
+    data = encoded(event)
     if len(data) > MAX_EVENT_BYTES:
         return None
-    subject, name = subjects.steps(agent_id), message_id(agent_id, event.event_id)
+    subject, name = subjects.calls(agent_id), message_id(agent_id, event.event_id)
     if len(data) <= GZIP_OVER_BYTES:
         return _Record(subject, data, name)
     return _Record(subject, gzip.compress(data, compresslevel=1), name, {"Content-Encoding": "gzip"})

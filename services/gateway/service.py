@@ -12,12 +12,14 @@ from typing import Any, Generic, Protocol, TypeVar
 from prometheus_client import Counter, Histogram
 from pydantic import ValidationError
 from pydantic_core import to_json
+from ratchet_sdk.assembly import StreamedReply
 from ratchet_sdk.events import LlmCallMade, uuid7
 
-from services.gateway.assembly import Assembly
-from services.gateway.domain import Answered, Asked, Route, for_client, recorded, route, upstream_body
+from services.gateway.assembly import reply_of
+from services.gateway.domain import Asked, Route, route, upstream_body
 from services.gateway.health import Tally
 from services.gateway.prefixes import Prefixes
+from services.gateway.record_domain import Answered, for_client, recorded
 from shared.errors import RatchetError, reason
 from shared.routing import RouteDocument, Target
 from shared.telemetry import logger
@@ -117,12 +119,13 @@ class _Taken(Generic[Got]):
     call_id: str
     route: Route
     version: str
+    sent: dict[str, Any]
     got: Got
     began: float
 
     def answered(self, reply: dict[str, Any], *, incomplete: bool = False, broken_off: bool = False) -> Answered:
         latency_ms = (time.perf_counter() - self.began) * 1000
-        return Answered(self.call_id, self.route, self.version, reply, latency_ms, incomplete, broken_off)
+        return Answered(self.call_id, self.route, self.version, reply, latency_ms, self.sent, incomplete, broken_off)
 
     @property
     def headers(self) -> dict[str, str]:
@@ -170,9 +173,8 @@ class Gateway:
         chosen = route(document, asked.agent_id, asked.started_at, datetime.now(UTC), self._window_s)
         for version in chosen.attempts:
             target, began = document.targets.get(version), time.perf_counter()
-            outcome = (
-                Broken("it has no target") if target is None else await ask(target, upstream_body(asked, target.model))
-            )
+            sent = {} if target is None else upstream_body(asked, target)
+            outcome = Broken("it has no target") if target is None else await ask(target, sent)
             match outcome:
                 case Refused():
                     REQUESTS.labels(chosen.role, "refused").inc()
@@ -180,20 +182,20 @@ class Gateway:
                 case Broken(why):
                     logger().warning("target_failed", policy=asked.policy, version=version, reason=why)
                 case _:
-                    return _Taken(f"chatcmpl-{uuid7().hex}", chosen, version, outcome, began)
+                    return _Taken(f"chatcmpl-{uuid7().hex}", chosen, version, sent, outcome, began)
         self._count_failure(asked, chosen)
         return Unanswered(chosen.assigned)
 
     async def _events(self, asked: Asked, taken: _Taken[Opened]) -> AsyncIterator[bytes]:
-        assembly = Assembly()
+        streamed = StreamedReply()
         wants_usage = bool((asked.body.get("stream_options") or {}).get("include_usage"))
         settled = broken_off = False
         try:
             async for chunk in taken.got.chunks:
-                assembly.add(chunk)
+                streamed.add(chunk)
                 if chunk.get("choices") or wants_usage:
                     yield _event(for_client(asked, chunk, taken.call_id, taken.version))
-            answered, settled = taken.answered(assembly.reply(), incomplete=not assembly.complete), True
+            answered, settled = taken.answered(reply_of(streamed), incomplete=not streamed.finished), True
             await self._record(asked, answered)
             self._count(asked, answered)
             yield b"data: [DONE]\n\n"
@@ -204,8 +206,8 @@ class Gateway:
             message = "the model's server broke off; what came is not the whole reply"
             yield _event({"error": {"message": message, "type": "server_error", "param": None, "code": "broken_off"}})
         finally:
-            if not settled and assembly.started:  # broken off, or the client left: it acted on what it had
-                record = taken.answered(assembly.reply(), incomplete=True, broken_off=broken_off)
+            if not settled and streamed.begun:  # broken off, or the client left: it acted on what it had
+                record = taken.answered(reply_of(streamed), incomplete=True, broken_off=broken_off)
                 self._soon(self._record(asked, record))
 
     def _soon(self, work: Any) -> None:

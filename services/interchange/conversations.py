@@ -21,6 +21,7 @@ from uuid import UUID
 
 from ratchet_sdk.events import Action, Event, LlmCall, Model, Step, TrajectoryEnded, TrajectoryStarted
 from ratchet_sdk.outcomes import Fact, Knowledge, KnowledgeRevealed, TrajectoryJudgedByWorld, TrajectoryOutcome
+from ratchet_sdk.values import mended
 
 from shared.errors import ConfigurationError, GiveUpError
 
@@ -103,7 +104,7 @@ def read_file(path: Path) -> Iterator[Line]:
 
 def read_line(number: int, line: bytes) -> Line:
     try:
-        value = json.loads(line.decode("utf-8-sig"))
+        value = mended(json.loads(line.decode("utf-8-sig")))
         json.dumps(value, ensure_ascii=False, allow_nan=False).encode()  # what cannot be sent is refused here
         return Line(number, conversation_of(value))
     except UnicodeError:

@@ -7,13 +7,12 @@ its logprobs and token ids as they came), ``tools`` and ``reward`` (the judge's 
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from services.interchange import store
-from services.terminal.output import plain
+from services.terminal.output import json_text
 from shared.trajectories import Call, Trajectory, load
 
 if TYPE_CHECKING:
@@ -67,18 +66,18 @@ async def groups(pool: Pool, window_id: str | None, policy: str | None, states: 
         for group in part:
             own = [m for m in members if m["group_id"] == group["group_id"]]
             there = [m for m in own if (m["agent_id"], m["trajectory_id"]) in loaded]
-            yield _line(
+            yield line(
                 {
                     **group,
                     "trajectories": [
-                        _trajectory(m, loaded[m["agent_id"], m["trajectory_id"]], group["judge"]) for m in there
+                        as_art(m, loaded[m["agent_id"], m["trajectory_id"]], group["judge"]) for m in there
                     ],
                     "forgotten": [m["trajectory_id"] for m in own if m not in there],
                 }
             )
 
 
-def _trajectory(member: dict[str, Any], run: Trajectory, judge: str | None) -> dict[str, Any]:
+def as_art(member: dict[str, Any], run: Trajectory, judge: str | None) -> dict[str, Any]:
     """In the shape of ``art.Trajectory``: the longest conversation first, others beside it."""
     found = sorted(histories(run.calls), key=lambda h: -len(h.messages)) or [History()]
     first, *others = [{"messages_and_choices": h.messages_and_choices, "tools": h.tools} for h in found]
@@ -110,8 +109,8 @@ async def conversations(pool: Pool, window_id: str | None, policy: str | None) -
         for row in part:
             run = loaded.get((row["agent_id"], row["trajectory_id"]))
             for history in histories(run.calls) if run else []:
-                yield _line({**row, "messages": history.messages, "tools": history.tools})
+                yield line({**row, "messages": history.messages, "tools": history.tools})
 
 
-def _line(value: dict[str, Any]) -> str:
-    return json.dumps(value, default=plain, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+def line(value: dict[str, Any]) -> str:
+    return json_text(value, ascii_only=False)

@@ -29,7 +29,7 @@ MAX_COUNT = 2**31 - 1
 class Received(NamedTuple):
     """One valid event as it lies in the stream. ``packed`` is the JSON object as it was sent, compressed.
 
-    None where it is not to be kept, since the run is forgotten.
+    None where it is not to be kept, since the run is forgotten. ``witnessed``: the gateway saw it happen.
     """
 
     agent_id: str
@@ -39,6 +39,7 @@ class Received(NamedTuple):
     sha256: bytes
     size_bytes: int
     packed: bytes | None
+    witnessed: bool = False
 
     @property
     def run(self) -> RunKey:
@@ -51,12 +52,15 @@ def day_of(event_id: UUID) -> date:
 
 
 @lru_cache(4096)
-def agent_of_subject(subject: str) -> str:
-    """The publisher's identity: the one token after ``steps.``. Raises GiveUpError for anything else."""
-    agent_id = subject.removeprefix("steps.")
-    if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", agent_id):
-        raise GiveUpError("the subject must be steps.<agent_id>, the id 1 to 64 of A-Z a-z 0-9 _ -")
-    return agent_id
+def publisher(subject: str) -> tuple[str, bool]:
+    """Whose event it is, the one token after ``steps.`` or ``calls.``, and whether the gateway witnessed it.
+
+    Raises GiveUpError for any other subject.
+    """
+    named = re.fullmatch(r"(steps|calls)\.([A-Za-z0-9_-]{1,64})", subject)
+    if named is None:
+        raise GiveUpError("the subject must be steps.<agent_id> or calls.<agent_id>, 1 to 64 of A-Z a-z 0-9 _ -")
+    return named[2], named[1] == "calls"
 
 
 # rows -------------------------------------------------------------------------------------------
@@ -80,19 +84,18 @@ class RunSeen:
     ended_at: datetime | None = None
     step_count: int | None = None
     ended_sequence: int | None = None
-    consistent: bool = True  # its events agree on its policy and its start
+    consistent: bool = True  # its events agree on its policy and its start, and their times can be true
 
 
 def placement(event: StepEvent, published_at: datetime, window_s: int) -> tuple[Window, datetime, bool]:
-    """Window, start that counts, and whether the clock was wrong (invariant 3).
-
-    Raises GiveUpError for a time outside all windows.
-    """
+    """Window, start that counts, and whether the clock was wrong (invariant 3)."""
     started_at, skewed = placed_at(event.started_at, published_at)
-    try:
-        return window_at(started_at, window_s), started_at, skewed
-    except (ValueError, OverflowError) as error:
-        raise GiveUpError("started_at lies outside all windows; send the time in UTC") from error
+    return window_at(started_at, window_s), started_at, skewed
+
+
+def happened(item: Received) -> tuple[datetime, bool]:
+    """When an event counts as having happened, and whether its own clock was wrong about it."""
+    return placed_at(item.event.occurred_at, item.published_at)
 
 
 def runs_of(events: Iterable[Received], window_s: int) -> dict[RunKey, RunSeen]:
@@ -101,12 +104,13 @@ def runs_of(events: Iterable[Received], window_s: int) -> dict[RunKey, RunSeen]:
     said: dict[RunKey, tuple[str, datetime]] = {}
     for item in sorted(events, key=lambda item: item.sequence):
         event = item.event
+        occurred_at, impossible = happened(item)
         run = runs.get(item.run)
         if run is None:
             window, started_at, skewed = placement(event, item.published_at, window_s)
             run = RunSeen(*item.run, event.policy, window, started_at, skewed, item.sequence)
             said[item.run] = (event.policy, event.started_at)
-        elif said[item.run] != (event.policy, event.started_at):
+        if impossible or said[item.run] != (event.policy, event.started_at):
             run = replace(run, consistent=False)
         match event:
             case TrajectoryStarted() if not run.started:
@@ -123,7 +127,7 @@ def runs_of(events: Iterable[Received], window_s: int) -> dict[RunKey, RunSeen]:
                 run = replace(
                     run,
                     status=event.status,
-                    ended_at=event.occurred_at,
+                    ended_at=occurred_at,
                     step_count=event.step_count,
                     ended_sequence=item.sequence,
                 )
@@ -155,7 +159,7 @@ def steps_of(events: Iterable[Received]) -> list[StepSeen]:
                     *item.run,
                     event.step,
                     event.event_id,
-                    event.occurred_at,
+                    happened(item)[0],
                     action.type if action else None,
                     action.success if action else None,
                     (action.result is not None or action.error is not None) if action else None,
@@ -166,7 +170,10 @@ def steps_of(events: Iterable[Received]) -> list[StepSeen]:
 
 
 class CallSeen(NamedTuple):
-    """``recorded``: its reply has come. ``purpose`` is None where nobody said more than the default."""
+    """``recorded``: its reply has come. ``purpose`` is None where nobody said more than the default.
+
+    ``witnessed``: the content is what the gateway saw, and not what the agent says of itself.
+    """
 
     agent_id: str
     trajectory_id: str
@@ -184,9 +191,12 @@ class CallSeen(NamedTuple):
     latency_ms: float | None
     occurred_at: datetime
     has_prompt: bool
+    witnessed: bool = False
 
 
-def call_seen(run: RunKey, call: LlmCall, step: int, event_id: UUID, occurred_at: datetime) -> CallSeen:
+def call_seen(
+    run: RunKey, call: LlmCall, step: int, event_id: UUID, occurred_at: datetime, witnessed: bool
+) -> CallSeen:
     usage = call.usage or {}
     return CallSeen(
         *run,
@@ -204,6 +214,7 @@ def call_seen(run: RunKey, call: LlmCall, step: int, event_id: UUID, occurred_at
         call.latency_ms,
         occurred_at,
         has_prompt(call),
+        witnessed,
     )
 
 
@@ -218,16 +229,17 @@ def _count(value: Any) -> int | None:
 
 
 def merged(known: CallSeen, other: CallSeen) -> CallSeen:
-    """One row of two mentions of a call: the first with a reply is the content, the other fills in what it lacks.
+    """One row of two mentions of a call: the content is what was witnessed, else the first with a reply.
 
-    Not ``base_call_id``: it says what the content's own messages extend.
+    The other fills in what it lacks; of a witnessed call only the purpose, since an agent names no model that the
+    gateway did not see. Never ``base_call_id``: it says what the content's own messages extend.
     """
-    content, hint = (other, known) if other.recorded and not known.recorded else (known, other)
-    return content._replace(
-        purpose=content.purpose or hint.purpose,
-        model=content.model or hint.model,
-        model_version=content.model_version or hint.model_version,
-    )
+    later = (other.witnessed, other.recorded) > (known.witnessed, known.recorded)
+    content, hint = (other, known) if later else (known, other)
+    filled = content._replace(purpose=content.purpose or hint.purpose)
+    if content.witnessed and not hint.witnessed:
+        return filled
+    return filled._replace(model=content.model or hint.model, model_version=content.model_version or hint.model_version)
 
 
 def calls_of(events: Iterable[Received]) -> dict[tuple[str, str, str], CallSeen]:
@@ -243,7 +255,7 @@ def calls_of(events: Iterable[Received]) -> dict[tuple[str, str, str], CallSeen]
             case _:
                 continue
         for call in mentioned:
-            seen = call_seen(item.run, call, event.step, event.event_id, event.occurred_at)
+            seen = call_seen(item.run, call, event.step, event.event_id, happened(item)[0], item.witnessed)
             key = (*item.run, call.call_id)
             calls[key] = merged(calls[key], seen) if key in calls else seen
     return calls

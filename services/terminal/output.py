@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 WIDE = 160  # characters
 WORDS = 12  # characters that a column of words is given at the least
 GAP, EDGES = 3, 2  # characters between two columns of a table, and at its two sides
+NOT_FINITE = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
+LONGEST_BITS = 14_000  # about 4,200 decimals: Python refuses to write out more than 4,300
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
 Policy = Annotated[str, typer.Option("--policy", "-p", help="The line of models that is meant.")]
@@ -31,7 +34,7 @@ def plain(value: Any) -> Any:
     """What JSON has no type for, as JSON: times in RFC 3339, ids and decimals as text and numbers."""
     match value:
         case datetime():
-            return value.astimezone(UTC).isoformat().replace("+00:00", "Z")
+            return _utc(value).isoformat().replace("+00:00", "Z")
         case date() | UUID():
             return str(value)
         case Decimal():
@@ -43,6 +46,52 @@ def plain(value: Any) -> Any:
         case set() | frozenset() | tuple():
             return list(value)
     raise TypeError(f"{type(value).__name__} has no JSON form here")
+
+
+def _utc(value: datetime) -> datetime:
+    try:
+        return value.astimezone(UTC)
+    except OverflowError:  # a zone at the edge of the calendar
+        return value.replace(tzinfo=UTC)
+
+
+def json_text(value: Any, *, indent: int | None = None, ascii_only: bool = True) -> str:
+    """``value`` as JSON that any reader takes, whatever an agent sent.
+
+    What JSON has no number for stands there as the text ``"NaN"``, ``"Infinity"`` or ``"-Infinity"``, as protobuf's
+    JSON has it; half a surrogate pair becomes ``?``, as in the SDK.
+    """
+
+    def written(what: Any) -> str:
+        apart = (",", ":") if indent is None else None
+        return json.dumps(
+            what, default=plain, indent=indent, ensure_ascii=ascii_only, allow_nan=False, separators=apart
+        )
+
+    try:
+        text = written(value)
+        text.encode()
+    except (ValueError, TypeError):
+        return written(sayable(value))
+    return written(sayable(value)) if "\\ud" in text else text  # a pair stays one, half a pair is mended
+
+
+def sayable(value: Any) -> Any:
+    """A copy made of what JSON can say. A number longer than Python writes out in decimals is in hexadecimal."""
+    match value:
+        case str():
+            return value.encode("utf-8", "replace").decode()
+        case None | bool():
+            return value
+        case float():
+            return value if math.isfinite(value) else NOT_FINITE[str(value)]
+        case int():
+            return value if value.bit_length() < LONGEST_BITS else hex(value)
+        case Mapping():
+            return {sayable(key if isinstance(key, str) else shown(key)): sayable(item) for key, item in value.items()}
+        case list() | tuple():
+            return [sayable(item) for item in value]
+    return sayable(plain(value))
 
 
 def instant(option: str, given: str | None) -> datetime | None:
@@ -58,7 +107,7 @@ def instant(option: str, given: str | None) -> datetime | None:
 
 def print_json(value: Any, *, err: bool = False) -> None:
     """One indented document; text of agents stays escaped, so that a terminal shows no control codes."""
-    (sys.stderr if err else sys.stdout).write(json.dumps(value, default=plain, indent=2, allow_nan=False) + "\n")
+    (sys.stderr if err else sys.stdout).write(json_text(value, indent=2) + "\n")
 
 
 def console(*, err: bool = False) -> Console:
@@ -140,8 +189,11 @@ def shown(value: Any) -> str:
         case float():
             return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
         case datetime():
-            return value.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S")
-    return printable(str(value))
+            return _utc(value).strftime("%Y-%m-%d %H:%M:%S")
+    try:
+        return printable(str(value))
+    except ValueError:  # an integer with more digits than Python writes out
+        return printable(str(sayable(value)))
 
 
 def printable(text: str) -> str:

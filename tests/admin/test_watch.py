@@ -18,7 +18,7 @@ from services.admin.watch import Watch, lag_of, watched
 from services.local.embedded import NatsServer
 from shared import subjects
 from shared.bus import Bus
-from shared.service import Readiness
+from shared.service import presence
 
 
 @contextlib.asynccontextmanager
@@ -88,7 +88,7 @@ async def test_what_is_wrong_with_a_service_is_in_its_answer(bus: Bus) -> None:
     async def check() -> str | None:
         return faults[0]
 
-    await bus.answer(("ready.scorer", "ready.scorer.x"), Readiness("scorer", [check]).said)
+    await bus.answer(("ready.scorer", "ready.scorer.x"), presence("scorer", [check]))
     watch = await watched(bus)
     assert (of(watch, "scorer").state, of(watch, "trainer").state) == ("ok", "absent")
     faults[0] = "Postgres did not answer"

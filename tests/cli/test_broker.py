@@ -19,13 +19,21 @@ from services.local.agent_keys import kept_key
 from services.local.embedded import NatsServer
 from shared import subjects
 from shared.bus import Bus
-from shared.service import Readiness
+from shared.service import presence
 from shared.streams import provision
 
 AGENT, OTHER = "agent-1", "agent-2"
 STREAMS = [stream.name for stream in subjects.STREAMS]
 BUCKET = f"KV_{subjects.ROUTES_BUCKET}"
-STORED = ("steps.agent-2", "outcomes.market", "window.closed", "window.resolved", "group.scored", "model.trained")
+STORED = (
+    "steps.agent-2",
+    "calls.agent-1",
+    "outcomes.market",
+    "window.closed",
+    "window.resolved",
+    "group.scored",
+    "model.trained",
+)
 COMMANDS = (
     "command.recorder.close_window",
     "command.trainer.train",
@@ -51,6 +59,8 @@ FORBIDDEN = [
     *API,
     "steps",
     "steps.agent-1.more",
+    "calls.agent-1",
+    "calls.agent-2",
     "training.progress",
     "model.deployed",
     "model.rolled_back",
@@ -75,6 +85,7 @@ UNHEARD = [
         "steps.>",
         "steps.*",
         "steps.agent-1",
+        "calls.>",
         "outcomes.>",
         "window.*",
         "model.>",
@@ -292,7 +303,8 @@ async def test_letting_an_agent_in_disturbs_nobody(
 
 # the services -------------------------------------------------------------------------------------
 MAY = {
-    "steps.agent-1": {"gateway"},
+    "steps.agent-1": set(),
+    "calls.agent-1": {"gateway"},
     "outcomes.market": {"world", "outcome_tracker"},
     "window.closed": {"recorder"},
     "window.resolved": {"outcome_tracker"},
@@ -376,7 +388,7 @@ async def test_each_service_may_say_whether_it_is_ready(server: NatsServer, conn
     answering = Bus(server.url_of(service), name=service)
     await asking.connect()
     await answering.connect()
-    await answering.answer((f"ready.{service}", f"ready.{service}.one"), Readiness(service, []).said)
+    await answering.answer((f"ready.{service}", f"ready.{service}.one"), presence(service, []))
     await heard_out(answering.nc)
     for subject in (f"ready.{service}", f"ready.{service}.one"):
         assert b'"ready":true' in (await asking.nc.request(subject, timeout=5)).data

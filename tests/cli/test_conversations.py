@@ -106,12 +106,21 @@ def test_the_original_time_and_what_else_stood_there_go_to_the_metadata() -> Non
     assert (metadata["original_time"], metadata["row"]) == ("2024-01-01", {"x": 5})
 
 
+def test_half_a_character_is_mended_as_the_sdk_does() -> None:
+    said = rb'{"role": "assistant", "content": "Sale today \ud83d"}'
+    line = read_line(1, b'{"task_id": 1, "messages": [{"role": "user", "content": "?"}, ' + said + b"]}")
+    assert line.conversation is not None, line.fault
+    [call] = run_of(line.conversation, 1, SHARED).steps[0].llm_calls
+    assert call.response is not None
+    assert call.response["message"]["content"] == "Sale today \ufffd"
+
+
 @pytest.mark.parametrize(
     ("line", "words"),
     [
         (b"{", "not JSON"),
         (b"\xff\xfe", "not UTF-8"),
-        (b'{"messages": "\\ud800"}', "not UTF-8"),
+        (b'{"messages": "\\ud800"}', "messages must be a list"),
         (b"[" * 100_000, "nested too deeply"),
         (b"[]", "not a JSON object"),
         (b"{}", "messages must be a list"),

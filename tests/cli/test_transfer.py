@@ -8,6 +8,7 @@ import json
 import shlex
 import subprocess
 import sys
+import zlib
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -238,6 +239,24 @@ async def test_export_of_what_is_not_there(ratchet: Ratchet, pool: Pool) -> None
     [group] = lines((await ratchet("export", "--window", world.WINDOW)).out)
     assert [t["metadata"]["agent_id"] for t in group["trajectories"]] == ["ann"]
     assert group["forgotten"] == ["run-1"]
+
+
+async def test_a_number_that_json_has_not_is_shown_as_its_word(ratchet: Ratchet, pool: Pool) -> None:
+    """As it was stored before such numbers were refused, or by an older recorder."""
+    sent = await world.build(pool)
+    for body in sent[("ann", "run-1")]:
+        odd = body.replace(b'"finish_reason":"stop"', b'"finish_reason":"stop","odd":[NaN,-Infinity]')
+        odd = odd.replace(b'"role":"user"', b'"role":"user","weight":Infinity')
+        await pool.execute("update bodies set body = $2 where body = $1", zlib.compress(body), zlib.compress(odd))
+    [group] = lines((await ratchet("export")).out)
+    [best] = [run for run in group["trajectories"] if run["metadata"]["agent_id"] == "ann"]
+    assert best["messages_and_choices"][2]["odd"] == ["NaN", "-Infinity"]
+    said = await ratchet("export", "--format", "openai-chat")
+    assert (said.code, lines(said.out)[0]["messages"][1]["weight"]) == (0, "Infinity")
+    for form in ((), ("--json",), ("--raw",)):
+        said = await ratchet("trajectory", "run-1", "--agent", "ann", *form)
+        assert (said.code, said.err) == (0, "")
+        assert "Infinity" in said.out or not form
 
 
 async def test_a_reader_who_has_had_enough_hears_no_complaint(servers: None, pool: Pool) -> None:

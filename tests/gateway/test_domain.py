@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
+from ratchet_sdk.assembly import StreamedReply
+from ratchet_sdk.sampling import NAMES, NEUTRAL
+from ratchet_sdk.sampling import asked as sampled
 
-from services.gateway import domain
-from services.gateway.assembly import Assembly
-from services.gateway.domain import Asked, Prompt
+from services.gateway import domain, record_domain
+from services.gateway.assembly import reply_of
+from services.gateway.domain import Asked
 from services.gateway.prefixes import Prefixes
+from services.gateway.record_domain import Prompt
 from shared.errors import GiveUpError
 from shared.routing import Arm, Plan, RouteDocument, Target, assigned
-from shared.windows import window_at
+from shared.windows import EARLIEST, placed_at, window_at
 
 NOON = datetime(2026, 11, 20, 12, tzinfo=UTC)
 MESSAGES = [{"role": "user", "content": "hi"}]
@@ -46,6 +52,15 @@ def document(quarantined: list[str]) -> RouteDocument:
         ({"model": "p", "messages": MESSAGES, "temperature": True}, "temperature"),
         ({"model": "p", "messages": MESSAGES, "top_p": float("inf")}, "top_p"),
         ({"model": "p", "messages": MESSAGES, "seed": 0.5}, "seed"),
+        ({"model": "p", "messages": MESSAGES, "seed": 2**63}, "seed"),
+        ({"model": "p", "messages": MESSAGES, "max_tokens": True}, "max_tokens"),
+        ({"model": "p", "messages": MESSAGES, "top_k": 1.5}, "top_k"),
+        ({"model": "p", "messages": MESSAGES, "stream": 1}, "stream must be true or false"),
+        ({"model": "p", "messages": MESSAGES, "logprobs": 3}, "logprobs must be true or false"),
+        ({"model": "p", "messages": MESSAGES, "return_token_ids": "yes"}, "return_token_ids"),
+        ({"model": "p", "messages": MESSAGES, "stream_options": 5}, "stream_options"),
+        ({"model": "p", "messages": MESSAGES, "n": True}, "n must be an integer"),
+        *[({"model": "p", "messages": MESSAGES, name: 10**400}, name) for name in NEUTRAL],
         ({"model": "p", "messages": MESSAGES, "tools": {}}, "tools"),
     ],
 )
@@ -90,6 +105,18 @@ def test_headers_name_a_run() -> None:
     assert domain.run_of_headers(headers, NOON + timedelta(days=1)) == domain.Run("t", 7, NOON, "evaluation", "c")
 
 
+@given(st.datetimes(timezones=st.timezones()) | st.just(datetime.min.replace(tzinfo=UTC)), st.integers(1, 7 * 86_400))
+def test_any_start_that_a_header_may_name_is_routed_as_the_recorder_places_it(said: datetime, window_s: int) -> None:
+    try:
+        started_at = domain.started_of_headers({"x-ratchet-started-at": said.isoformat()}, NOON)
+    except GiveUpError:
+        return  # UTC cannot hold it
+    chosen = domain.route(document([]), "a", started_at, NOON, window_s)
+    placed, skewed = placed_at(started_at, NOON)
+    assert chosen.assigned == assigned(document([]), "a", window_at(placed, window_s).starts_at)
+    assert skewed or placed >= EARLIEST
+
+
 @given(st.integers(0, 10**6), st.text("abc", min_size=1, max_size=5))
 def test_a_run_is_routed_by_its_window_alone(seconds: int, agent_id: str) -> None:
     started = NOON + timedelta(seconds=seconds)
@@ -126,18 +153,40 @@ def test_which_answers_are_the_target_s_fault() -> None:
     ]
 
 
+TARGET = Target(base_url="http://x/v1", model="sha", artifact_sha256="sha")
+
+
 def test_sampling_is_written_out() -> None:
-    body = domain.upstream_body(asked(top_p=0.5, stream=True, stream_options={"x": 1}, stop=["."]), "sha")
-    assert (body["temperature"], body["top_p"], body["stop"], body["model"]) == (1.0, 0.5, ["."], "sha")
+    body = domain.upstream_body(asked(top_p=0.5, stream=True, stream_options={"x": 1}, stop=["."]), TARGET)
+    assert {name: body[name] for name in NEUTRAL} == {**NEUTRAL, "top_p": 0.5}
+    assert (body["stop"], body["model"]) == (["."], "sha")
     assert body["stream_options"] == {"x": 1, "include_usage": True}
-    assert "stream_options" not in domain.upstream_body(asked(), "sha")
+    assert "stream_options" not in domain.upstream_body(asked(), TARGET)
+
+
+@given(
+    st.dictionaries(st.sampled_from(NAMES), st.none() | st.floats(0, 2) | st.text(max_size=3)),
+    st.sets(st.sampled_from(sorted(NEUTRAL))),
+)
+def test_what_is_recorded_is_what_was_sent(given: dict[str, Any], known: set[str]) -> None:
+    target = TARGET.model_copy(update={"neutral": sorted(known)})
+    sent = domain.upstream_body(asked(**given), target)
+    sampling = sampled(sent)
+    named = {name: value for name, value in given.items() if value is not None}
+    assert sampling == {**{name: NEUTRAL[name] for name in known}, **named}
+    assert all(sent[name] == value for name, value in sampling.items())
+
+
+def test_a_target_is_told_no_neutral_value_that_nobody_knows() -> None:
+    with pytest.raises(ValidationError, match="top_z"):
+        Target(base_url="http://x/v1", model="m", artifact_sha256="m", neutral=["top_z"])
 
 
 def test_what_the_client_asked_for_stays() -> None:
     reply = {"id": "up", "prompt_token_ids": [1], "choices": [{"index": 0, "token_ids": [2], "logprobs": {}}]}
-    bare = domain.for_client(asked(), reply, "c", "v1")
+    bare = record_domain.for_client(asked(), reply, "c", "v1")
     assert bare == {"id": "c", "model": "v1", "choices": [{"index": 0}]}
-    full = domain.for_client(asked(logprobs=True, return_token_ids=True), reply, "c", "v1")
+    full = record_domain.for_client(asked(logprobs=True, return_token_ids=True), reply, "c", "v1")
     assert full == {**reply, "id": "c", "model": "v1"}
 
 
@@ -145,10 +194,11 @@ def test_a_record_says_what_really_answered() -> None:
     request = asked(max_tokens=5, max_completion_tokens=7, seed=3)
     run = domain.Run("t", 1, NOON, "action", "c0")
     reply = {"choices": [{"message": {"content": "x"}, "finish_reason": "stop"}]}
-    answered = domain.Answered(
-        "c1", domain.Route("v2", "candidate", ("v2", "v1")), "v1", reply, 3.5, incomplete=True, broken_off=True
+    sent = domain.upstream_body(request, TARGET)
+    answered = record_domain.Answered(
+        "c1", domain.Route("v2", "candidate", ("v2", "v1")), "v1", reply, 3.5, sent, incomplete=True, broken_off=True
     )
-    event = domain.recorded(request, run, answered, Prompt([], "c0"), NOON)
+    event = record_domain.recorded(request, run, answered, Prompt([], "c0"), NOON)
     assert event.call.model_extra == {
         "assigned_version": "v2",
         "fallback": True,
@@ -156,7 +206,22 @@ def test_a_record_says_what_really_answered() -> None:
         "broken_off": True,
     }
     assert (event.call.model_version, event.call.base_call_id) == ("v1", "c0")
+    assert event.call.sampling == {**NEUTRAL, "max_tokens": 5, "max_completion_tokens": 7, "seed": 3}
     assert (event.call.max_tokens, event.call.seed, event.call.latency_ms) == (7, 3, 3.5)
+
+
+def test_what_the_contract_does_not_take_of_a_reply_is_left_out_and_named() -> None:
+    choice = {"message": {"content": "x"}, "finish_reason": "stop", "logprobs": [1]}
+    reply = {"choices": [choice], "usage": [3], "prompt_token_ids": [1, "two"]}
+    answered = record_domain.Answered("c1", domain.Route("v1", "best", ("v1",)), "v1", reply, 3.5, {})
+    run = domain.Run("t", 1, NOON, "action", None)
+    call = record_domain.recorded(asked(), run, answered, Prompt(MESSAGES), NOON).call
+    assert (call.usage, call.prompt_token_ids, call.response) == (None, None, choice)
+    named = [words.split(":")[0] for words in (call.model_extra or {})["left_out"]]
+    assert named == ["prompt_token_ids.1", "usage"]
+    nameless = replace(answered, call_id="")
+    with pytest.raises(ValidationError):
+        record_domain.recorded(asked(), run, nameless, Prompt(MESSAGES), NOON)
 
 
 def test_a_prompt_is_told_by_what_it_adds_only_to_the_same_beginning() -> None:
@@ -173,32 +238,14 @@ def test_a_prompt_is_told_by_what_it_adds_only_to_the_same_beginning() -> None:
     assert known.prompt("a", "t", "c", more) == Prompt(more)
 
 
-def test_chunks_come_together() -> None:
-    assembly = Assembly()
-    assert not assembly.started
-    deltas: list[dict[str, Any]] = [
-        {"role": "assistant", "content": "I "},
-        {"content": "sell", "reasoning_content": "hm"},
-        {"tool_calls": [{"index": 1, "id": "b", "function": {"name": "g", "arguments": ""}}]},
-        {"tool_calls": [{"index": 0, "id": "a", "type": "function", "function": {"name": "f", "arguments": '{"n"'}}]},
-        {"tool_calls": [{"index": 0, "function": {"arguments": ": 1}"}}], "annotations": [1], "refusal": None},
-    ]
-    for delta in deltas:
-        assembly.add({"choices": [{"index": 0, "delta": delta}], "created": 5})
-    assert assembly.reply()["choices"][0]["finish_reason"] == "length"
-    assembly.add({"choices": [{"index": 0, "delta": {}, "finish_reason": "tool_calls"}], "prompt_token_ids": [1]})
-    assembly.add({"choices": [], "usage": {"total_tokens": 9}})
-    reply = assembly.reply()
+def test_a_streamed_reply_is_recorded_as_one_that_was_not() -> None:
+    streamed = StreamedReply()
+    assert reply_of(streamed)["choices"][0]["message"] == {"role": "assistant", "content": None}
+    streamed.add({"created": 5, "choices": [{"index": 0, "delta": {"content": "I sell"}}]})
+    assert reply_of(streamed)["choices"][0]["finish_reason"] == "length"
+    streamed.add({"choices": [{"index": 0, "delta": {}, "finish_reason": "tool_calls"}], "prompt_token_ids": [1]})
+    streamed.add({"choices": [], "usage": {"total_tokens": 9}})
+    reply = reply_of(streamed)
     assert (reply["created"], reply["usage"], reply["prompt_token_ids"]) == (5, {"total_tokens": 9}, [1])
     [choice] = reply["choices"]
-    assert choice["finish_reason"] == "tool_calls"
-    assert choice["message"] == {
-        "role": "assistant",
-        "content": "I sell",
-        "reasoning_content": "hm",
-        "annotations": [1],
-        "tool_calls": [
-            {"type": "function", "id": "a", "function": {"name": "f", "arguments": '{"n": 1}'}},
-            {"type": "function", "id": "b", "function": {"name": "g", "arguments": ""}},
-        ],
-    }
+    assert (choice["finish_reason"], choice["message"]["content"]) == ("tool_calls", "I sell")

@@ -77,7 +77,7 @@ class House:
             await asyncio.sleep(0.005)
 
     async def events(self) -> list[tuple[str, LlmCallMade, bytes]]:
-        """What lies on ``steps.>``: the message id, the event, and the bytes as they were sent."""
+        """What lies on ``calls.>``: the message id, the event, and the bytes as they were sent."""
         found = []
         for sequence in range(1, (await self.bus.js.stream_info("STEPS")).state.last_seq + 1):
             message = await self.bus.js.get_msg("STEPS", sequence)
@@ -143,7 +143,7 @@ async def test_a_call_is_answered_routed_and_recorded(house: House) -> None:
     assert asked["tools"][0]["function"]["name"] == "sell"
 
     [(where, event, sent)] = await house.events()
-    assert where == f"steps.a1 a1:{event.event_id}"
+    assert where == f"calls.a1 a1:{event.event_id}"
     assert (event.policy, event.trajectory_id, event.step, event.started_at) == ("default", "t1", 3, NOON)
     call = event.call
     assert (call.call_id, call.purpose, call.model, call.model_version) == (reply.id, "reasoning", "default", version)
@@ -249,7 +249,6 @@ async def test_a_stream_passes_through_and_is_recorded_whole(house: House) -> No
         "finish_reason": "stop",
         "logprobs": {
             "content": [{"token": "t", "logprob": -0.5, "bytes": None, "top_logprobs": []}] * 3,
-            "refusal": None,
         },
         "token_ids": [1, 2, 3],
     }
@@ -266,6 +265,22 @@ async def test_a_stream_that_cannot_begin_falls_back(house: House) -> None:
     chunks = [chunk async for chunk in stream]
     assert chunks[-1].usage is not None
     assert {chunk.model for chunk in chunks} == {"v1"}
+
+
+async def test_a_stream_without_done_is_whole_and_only_cr_and_lf_end_its_lines(house: House) -> None:
+    """U+2028 and the like stand in a text as they are; `"error": null` and `"choices": null` say nothing."""
+    await house.route(document(house.upstream_url, {"v1": 1.0}))
+    house.upstream.broken["sha-v1"] = "no done"
+    stream = await house.client().chat.completions.create(
+        model="default", messages=MESSAGES, stream=True, extra_headers=headers()
+    )
+    chunks = [chunk async for chunk in stream]
+    text = "hello\u2028 \x0b\x85 from sha-v1"
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices) == text
+    [(_, event, _)] = await house.events()
+    assert event.call.model_extra == {}
+    assert event.call.response is not None
+    assert (event.call.response["message"]["content"], event.call.response["finish_reason"]) == (text, "stop")
 
 
 @pytest.mark.parametrize("how", ["cut", "left"])
