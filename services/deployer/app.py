@@ -14,6 +14,7 @@ from shared.bus import Bus
 from shared.service import Periodic, run_service, serve
 from shared.settings import load
 from shared.telemetry import configure_logging
+from shared.waits import limits_of
 
 
 async def main() -> None:
@@ -42,6 +43,7 @@ async def main() -> None:
                     Periodic("verify", settings.tick_s, deployer.verify_due),
                     Periodic("deadlines", settings.tick_s, deployer.end_overdue),
                     Periodic("sweep", settings.sweep_s, deployer.sweep),
+                    limits_of(pool, "deployer", verify_s=settings.verify_patience_s, trial_s=settings.trial_s),
                 ],
             )
     finally:

@@ -18,9 +18,6 @@ from services.deployer.verdict_domain import RollBack
 from shared.database import Connection
 from shared.telemetry import logger
 
-# Of deadline_windows, by the clock: where half of the windows bring evidence, all that is asked for fits in.
-PATIENCE_FACTOR = 2
-
 VERDICTS = Counter("ratchet_deployer_verdicts_total", "Verdicts on versions, by what was decided and why", ["verdict"])
 
 
@@ -101,7 +98,7 @@ class Deciding:
             return
         await self._store.put_document(c, document)
         plan = document.plans[-1]
-        deadline = timedelta(seconds=PATIENCE_FACTOR * self._settings.deadline_windows * self._settings.window_s)
+        deadline = timedelta(seconds=self._settings.trial_s)
         shares = {arm.version: arm.share for arm in plan.arms}
         await self._store.set_route(c, policy, shares, plan.effective_from, plan.effective_from + deadline)
 

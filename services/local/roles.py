@@ -42,7 +42,7 @@ OWNED: dict[str, tuple[str, ...]] = {
     "deployer": ("deployments", "routes", "assignments", "evidence", "incidents", "quarantines"),
     "admin": ("agents", "gateway_keys", "gateway_key_use", "tokens", "audit"),
 }
-EACH_ITS_ROWS: tuple[str, ...] = ("set_aside",)  # tables in which every service has rows of its own
+EACH_ITS_ROWS: tuple[str, ...] = ("set_aside", "wait_limits")  # tables in which every service has rows of its own
 ROLES = (*OWNED, READER)
 
 
