@@ -17,7 +17,8 @@ from pydantic import ValidationError
 from ratchet_sdk.events import MAX_EVENT_BYTES, message_id, uuid7
 
 from services.interchange import store
-from services.interchange.conversations import Import, Line, Run, encoded, run_of
+from services.interchange.as_events import Import, Run, encoded, run_of
+from services.interchange.reading import Line, joined
 from shared import subjects
 from shared.errors import GiveUpError, RetryLaterError
 from shared.trajectories import RunKey
@@ -82,17 +83,17 @@ async def moment(length_s: int, pool: Pool) -> tuple[datetime, Window]:
     return now, window_at(now, length_s)
 
 
-def plan(path: Path, lines: Sequence[Line], policy: str, at: datetime) -> Plan:
+def plan(path: Path, lines: Sequence[Line], policy: str | None, at: datetime) -> Plan:
     """What of a file is to be published. Raises GiveUpError where no line of it is a conversation."""
     shared = Import(uuid7(), at, policy, hashlib.sha256(path.read_bytes()).hexdigest())
     runs: list[Run] = []
     bad: list[tuple[int, str]] = []
-    for line in lines:
+    for line in joined(lines):
         if line.conversation is None:
             bad.append((line.line, line.fault))
             continue
         try:
-            run = run_of(line.conversation, line.line, shared)
+            run = run_of(line.conversation, line.line, shared, line.part)
             messages_of(run)
             runs.append(run)
         except ValidationError as error:
@@ -102,7 +103,7 @@ def plan(path: Path, lines: Sequence[Line], policy: str, at: datetime) -> Plan:
             bad.append((line.line, str(error)))
     if not runs:
         why = f"line {bad[0][0]}: {bad[0][1]}" if bad else "it is empty"
-        raise GiveUpError(f"{path} holds no conversation in openai-chat format ({why})")
+        raise GiveUpError(f"{path} holds no conversation ({why})")
     phases: list[list[Message]] = [[], [], []]
     for run in runs:
         for phase, messages in zip(phases, messages_of(run), strict=True):

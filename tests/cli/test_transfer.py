@@ -229,6 +229,28 @@ async def test_conversations_are_exported_as_they_were(ratchet: Ratchet, pool: P
     assert lines((await ratchet("export", "--format", "openai-chat", "--policy", "other")).out) == []
 
 
+@pytest.mark.parametrize(("form", "runs"), [("openai-chat", 3), ("groups", 2)])
+async def test_what_was_exported_is_imported(
+    ratchet: Ratchet, bus: Bus, pool: Pool, tmp_path: Path, form: str, runs: int
+) -> None:
+    await world.build(pool)
+    file = tmp_path / "runs.jsonl"
+    assert (await ratchet("export", "--format", form, "--out", str(file))).code == 0
+    said = await ratchet("import", str(file), "--format", form, "--json")
+    assert said.code == 0, said.err
+    assert (said.json["runs"], said.json["outcomes"], said.json["policy"]) == (runs, 2, "default")
+    events = [(subject, step_events.validate_json(body)) for subject, body, _ in await published(bus, "STEPS")]
+    started = [(subject, event) for subject, event in events if isinstance(event, TrajectoryStarted)]
+    assert {subject for subject, _ in started} == {"steps.ann", "steps.bob"}
+    assert {(event.scenario_id, event.goal) for _, event in started} == {("ACME", world.HOSTILE)}
+    first, second = (event for subject, event in events if subject == "steps.ann" and isinstance(event, Step))
+    assert first.llm_calls[0].tools == [{"type": "function"}]
+    assert second.action is not None
+    assert (second.action.type, second.action.parameters) == ("buy", {"n": 3})
+    wrong = "groups" if form == "openai-chat" else "openai-chat"
+    assert (await ratchet("import", str(file), "--format", wrong)).code == 2
+
+
 async def test_export_of_what_is_not_there(ratchet: Ratchet, pool: Pool) -> None:
     await world.build(pool)
     said = await ratchet("export", "--window", "2020-01-01T00:00")
