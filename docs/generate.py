@@ -193,6 +193,7 @@ def asyncapi() -> JsonSchema:
         "steps": _channel(
             "steps.{agent_id}", STEP_KINDS, {"agent_id": "Who acts: letters, digits, _ and -, up to 64."}
         ),
+        "calls": _channel("calls.{agent_id}", (events.LlmCallMade,), {"agent_id": "Whose call the gateway saw."}),
         "outcomes": _channel("outcomes.{source}", OUTCOME_KINDS, {"source": "Which part of the world speaks."}),
     }
     for event in LOOP_EVENTS:
@@ -246,6 +247,10 @@ def _channel(address: str, models: tuple[type[BaseModel], ...], parameters: dict
 
 def markdown() -> str:
     parts = [INTRODUCTION, "## From an agent: `steps.<agent_id>`", _stream_line("STEPS")]
+    parts += [
+        "What the gateway saw of an agent's calls comes as `llm_call` on `calls.<agent_id>`, where it alone may publish: "
+        "it is believed where the agent says otherwise."
+    ]
     parts += _kinds(STEP_KINDS)
     parts += ["### Parts of a step"]
     parts += [_model(model, level=4) for model in (events.LlmCall, events.Action, events.ProviderAccess, events.Model)]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-STEPS = "steps.>"
+STEPS = "steps.>"  # what agents say of themselves
+CALLS = "calls.>"  # what the gateway saw of them: only its own user may publish there
 OUTCOMES = "outcomes.>"
 WINDOW_CLOSED = "window.closed"
 WINDOW_RESOLVED = "window.resolved"
@@ -19,6 +20,10 @@ ROUTES_BUCKET = "routes"
 
 def steps(agent_id: str) -> str:
     return f"steps.{agent_id}"
+
+
+def calls(agent_id: str) -> str:
+    return f"calls.{agent_id}"
 
 
 def outcomes(source: str) -> str:
@@ -37,7 +42,10 @@ class Stream:
 
 @dataclass(frozen=True)
 class Consumer:
-    """A durable pull consumer; ``ack_wait_s`` is the time one message may be worked on."""
+    """A durable pull consumer; ``ack_wait_s`` is the time one message may be worked on.
+
+    ``subject`` is what it is given of its stream: ``>`` is all of it.
+    """
 
     stream: str
     durable: str
@@ -47,13 +55,13 @@ class Consumer:
 
 
 STREAMS = (
-    Stream("STEPS", (STEPS,)),
+    Stream("STEPS", (STEPS, CALLS)),
     Stream("OUTCOMES", (OUTCOMES,)),
     Stream("LOOP", ("window.*", "group.*", "training.*", "model.*")),
     Stream("DEAD", ("dead.>",)),
 )
 
-RECORDER_STEPS = Consumer("STEPS", "recorder", STEPS, max_ack_pending=20_000)
+RECORDER_STEPS = Consumer("STEPS", "recorder", ">", max_ack_pending=20_000)
 TRACKER_OUTCOMES = Consumer("OUTCOMES", "outcome_tracker", OUTCOMES, max_ack_pending=20_000)
 TRACKER_CLOSED = Consumer("LOOP", "outcome_tracker_window_closed", WINDOW_CLOSED)
 SCORER_RESOLVED = Consumer("LOOP", "scorer_window_resolved", WINDOW_RESOLVED, ack_wait_s=300.0)

@@ -1,4 +1,4 @@
-"""A run put together again from its stored events, as the agent sent them."""
+"""A run put together again from its stored events. Whatever an agent may publish is read: what is unusable is told."""
 
 from __future__ import annotations
 
@@ -7,121 +7,104 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from ratchet_sdk.events import (
-    LlmCall,
-    LlmCallMade,
-    Step,
-    StepEvent,
-    TrajectoryEnded,
-    TrajectoryStarted,
-    step_events,
-)
+from pydantic import ValidationError
+from ratchet_sdk.events import LlmCall, Step, StepEvent, TrajectoryEnded, TrajectoryStarted, step_events
 
 from shared.bodies import unpacked
+from shared.calls import Fault as Fault  # who reads a run reads its faults
+from shared.calls import Mention, mentions, merge_calls, reply_of, written_out
 from shared.database import Pool
-from shared.errors import GiveUpError
+from shared.errors import GiveUpError, reason
+from shared.token_records import TokenRecord, kind_of, token_record
 
 RunKey = tuple[str, str]
 
 
 @dataclass(frozen=True)
 class Call:
-    """One model call with its prompt written out: ``messages`` is what the model was really asked."""
+    """One model call with its prompt written out: ``messages`` is what the model was really asked.
+
+    ``witnessed``: the gateway saw it; else it is what the agent says of itself.
+    """
 
     call: LlmCall
     step: int
     messages: list[dict[str, Any]]
     occurred_at: datetime
+    witnessed: bool = False
 
     @property
     def reply(self) -> dict[str, Any] | None:
-        """The assistant message that came back, or None where the reply was not recorded."""
-        return (self.call.response or {}).get("message")
+        """The assistant message that came back, or None where none was recorded that can be read."""
+        return reply_of(self.call)
+
+    @property
+    def tokens(self) -> TokenRecord:
+        return token_record(self.call)
+
+    def faults(self) -> list[Fault]:
+        """What its server or its agent wrote into it that cannot be used."""
+        found = [_reply_fault(self.call), self.tokens.fault]
+        return [Fault(self.call.call_id, text) for text in found if text is not None]
+
+
+def _reply_fault(call: LlmCall) -> str | None:
+    if call.response is None or reply_of(call) is not None:
+        return None
+    return f"response.message is {kind_of(call.response.get('message'))}, expected an object: its reply is not recorded"
 
 
 @dataclass(frozen=True)
 class Trajectory:
+    """``unread``: what of its events could not be put together; ``faults`` adds what stands in its calls."""
+
     agent_id: str
     trajectory_id: str
     started: TrajectoryStarted | None
     steps: list[Step]
     calls: list[Call]
     ended: TrajectoryEnded | None
-    raw: list[bytes] = field(default_factory=list, repr=False)
+    unread: list[Fault] = field(default_factory=list)
 
     @property
     def key(self) -> RunKey:
         return (self.agent_id, self.trajectory_id)
 
+    @property
+    def faults(self) -> list[Fault]:
+        """All that was left out, each with its reason."""
+        return [*self.unread, *(fault for call in self.calls for fault in call.faults())]
 
-def merge_calls(events: Sequence[StepEvent]) -> list[tuple[LlmCall, int, datetime]]:
-    """Each call once with its step, by time of the event that brought it, then by its place in that event.
 
-    The first that has the reply is the content. One that only refers to it adds what it knows: a purpose other
-    than the default, the type of the action. ``base_call_id`` belongs to the content's own messages.
+# putting it together ------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Stored:
+    """An event as it is kept, unpacked. ``witnessed``: the gateway published it, and no agent could have."""
+
+    body: bytes
+    witnessed: bool = False
+
+
+def assemble(agent_id: str, trajectory_id: str, raw: Iterable[bytes | Stored]) -> Trajectory:
+    """A run from its events, in the order of the stream. Raises nothing, whatever they hold.
+
+    An event that does not parse (an older schema) is left out. A call whose chain is broken keeps only the messages
+    it brought itself. Each stands in ``faults``.
     """
-    found: dict[str, tuple[LlmCall, int, datetime, int]] = {}
-    for event in events:
-        if isinstance(event, LlmCallMade):
-            calls = [event.call]
-        elif isinstance(event, Step):
-            calls = event.llm_calls
-        else:
-            continue
-        for place, call in enumerate(calls):
-            new = (call, event.step, event.occurred_at, place)
-            known = found.get(call.call_id)
-            if known is None:
-                found[call.call_id] = new
-            elif known[0].response is None and call.response is not None:
-                found[call.call_id] = (_with_hint(call, known[0]), *new[1:])
-            else:
-                found[call.call_id] = (_with_hint(known[0], call), *known[1:])
-    ordered = sorted(found.values(), key=lambda item: (item[1], item[2], item[3], item[0].call_id))
-    return [(call, step, occurred_at) for call, step, occurred_at, _ in ordered]
-
-
-def _with_hint(content: LlmCall, hint: LlmCall) -> LlmCall:
-    purpose = hint.purpose if content.purpose == "action" else content.purpose
-    action_type = content.action_type or hint.action_type
-    if (purpose, action_type) == (content.purpose, content.action_type):
-        return content
-    return content.model_copy(update={"purpose": purpose, "action_type": action_type})
-
-
-def written_out(call: LlmCall, by_id: dict[str, LlmCall]) -> list[dict[str, Any]]:
-    """A call's whole prompt: its base call's prompt and reply, then its own messages, followed to the first.
-
-    Raises GiveUpError where a base call is missing or the chain runs in a circle.
-    """
-    parts: list[list[dict[str, Any]]] = [call.messages]
-    seen = {call.call_id}
-    while call.base_call_id is not None:
-        base = by_id.get(call.base_call_id)
-        if base is None or base.call_id in seen:
-            raise GiveUpError(f"call {call.call_id} extends {call.base_call_id}, which is not a call of this run")
-        seen.add(base.call_id)
-        reply = (base.response or {}).get("message")
-        if reply is not None:
-            parts.append([reply])
-        parts.append(base.messages)
-        call = base
-    return [message for part in reversed(parts) for message in part]
-
-
-def assemble(agent_id: str, trajectory_id: str, raw: Iterable[bytes]) -> Trajectory:
-    """Parse a run's events. A call whose chain is broken keeps only the messages it brought itself."""
-    bodies = list(raw)
-    events = [step_events.validate_json(body) for body in bodies]
-    merged = merge_calls(events)
-    by_id = {call.call_id: call for call, _, _ in merged}
-    calls = []
-    for call, step, occurred_at in merged:
+    events: list[StepEvent] = []
+    told: list[Mention] = []
+    unread: list[Fault] = []
+    for item in raw:
+        stored = item if isinstance(item, Stored) else Stored(item)
         try:
-            messages = written_out(call, by_id)
-        except GiveUpError:
-            messages = call.messages
-        calls.append(Call(call, step, messages, occurred_at))
+            event = step_events.validate_json(stored.body)
+        except ValidationError as error:
+            unread.append(Fault(None, f"a stored event is not of the contract: {reason(error)}"))
+            continue
+        events.append(event)
+        told += mentions(event, witnessed=stored.witnessed)
+    merged, twice = merge_calls(told)
+    calls, broken = _whole(merged)
     return Trajectory(
         agent_id,
         trajectory_id,
@@ -129,14 +112,28 @@ def assemble(agent_id: str, trajectory_id: str, raw: Iterable[bytes]) -> Traject
         sorted((e for e in events if isinstance(e, Step)), key=lambda e: e.step),
         calls,
         next((e for e in events if isinstance(e, TrajectoryEnded)), None),
-        bodies,
+        [*unread, *twice, *broken],
     )
+
+
+def _whole(merged: Sequence[Mention]) -> tuple[list[Call], list[Fault]]:
+    """The calls with their prompts written out, and those of which that cannot be done."""
+    by_id = {mention.call.call_id: mention.call for mention in merged}
+    calls, broken = [], []
+    for mention in merged:
+        try:
+            messages = written_out(mention.call, by_id)
+        except GiveUpError as error:
+            messages = mention.call.messages
+            broken.append(Fault(mention.call.call_id, f"{error}: what came before is missing from its prompt"))
+        calls.append(Call(mention.call, mention.step, messages, mention.occurred_at, mention.witnessed))
+    return calls, broken
 
 
 async def load(pool: Pool, keys: Sequence[RunKey]) -> dict[RunKey, Trajectory]:
     """Runs by key, each put together from ``bodies``; a run that is forgotten, or has no stored bodies, is absent."""
     rows = await pool.fetch(
-        """select b.agent_id, b.trajectory_id, b.body
+        """select b.agent_id, b.trajectory_id, b.body, b.witnessed
              from bodies b
              join unnest($1::text[], $2::text[]) as k (agent_id, trajectory_id) using (agent_id, trajectory_id)
             where b.body is not null
@@ -146,7 +143,8 @@ async def load(pool: Pool, keys: Sequence[RunKey]) -> dict[RunKey, Trajectory]:
         [agent_id for agent_id, _ in keys],
         [trajectory_id for _, trajectory_id in keys],
     )
-    grouped: dict[RunKey, list[bytes]] = {}
+    grouped: dict[RunKey, list[Stored]] = {}
     for row in rows:
-        grouped.setdefault((row["agent_id"], row["trajectory_id"]), []).append(unpacked(row["body"]))
+        stored = Stored(unpacked(row["body"]), row["witnessed"])
+        grouped.setdefault((row["agent_id"], row["trajectory_id"]), []).append(stored)
     return {key: assemble(*key, bodies) for key, bodies in grouped.items()}

@@ -102,10 +102,15 @@ def _pages(store: Store, bus: Bus) -> dict[str, Callable[[Request, str], Awaitab
 
 def _json(ask: Ask) -> Callable[[Request], Awaitable[Response]]:
     async def answer(request: Request) -> Response:
-        body = to_json(await ask(request), inf_nan_mode="null", bytes_mode="hex")
+        body = as_body(await ask(request))
         return Response(body, media_type="application/json", headers=_safe("default-src 'none'"))
 
     return answer
+
+
+def as_body(value: Any) -> bytes:
+    """As JSON, which has no word for what is no finite number: null stands there."""
+    return to_json(value, inf_nan_mode="null", bytes_mode="hex")
 
 
 def _page(show: Callable[[Request, str], Awaitable[str]]) -> Callable[[Request], Awaitable[Response]]:

@@ -42,8 +42,7 @@ class Pages:
         return self._render("window.html", nonce, window=window, runs=runs, refresh_s=5)
 
     def run(self, document: Mapping[str, Any], nonce: str) -> str:
-        steps = {e["event"]["step"]: e["event"] for e in document["events"] if e["event"] and e["kind"] == "step"}
-        numbers = sorted({*steps, *(call["step"] for call in document["calls"])})
+        steps = {step["step"]: step for step in document["steps"]}
         shown = [
             {
                 "number": n,
@@ -54,9 +53,9 @@ class Pages:
                     if call["step"] == n
                 ],
             }
-            for n in numbers
+            for n in sorted({*steps, *(call["step"] for call in document["calls"])})
         ]
-        return self._render("run.html", nonce, steps=shown, refresh_s=0, **document)
+        return self._render("run.html", nonce, refresh_s=0, **{**document, "steps": shown})
 
     def _render(self, template: str, nonce: str, **values: Any) -> str:
         return self._templates.get_template(template).render(nonce=nonce, now=datetime.now(UTC), **values)

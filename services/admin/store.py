@@ -224,7 +224,7 @@ class Store:
     async def run_events(self, agent_id: str, trajectory_id: str) -> list[Row]:
         """The stored events of a run in the order of the stream; ``body`` is compressed, or null once forgotten."""
         return await self._all(
-            """select event_id, kind, sequence, received_at, sha256, size_bytes, body
+            """select event_id, kind, sequence, received_at, sha256, size_bytes, body, witnessed
                  from bodies where agent_id = $1 and trajectory_id = $2 order by sequence""",
             agent_id,
             trajectory_id,

@@ -62,13 +62,15 @@ def _events(tree: Tree, document: Mapping[str, Any]) -> None:
     for call in document["calls"]:
         calls.setdefault(call["step"], []).append(call)
     seen: dict[str, int] = {}
-    steps = {e["event"]["step"]: e["event"] for e in document["events"] if e["event"] and e["kind"] == "step"}
+    steps = {step["step"]: step for step in document["steps"]}
     for number in sorted({*steps, *calls}):
         _step(tree, number, steps.get(number, {}), calls.get(number, []), seen)
-    forgotten = sum(e["event"] is None for e in document["events"])
+    forgotten = sum(e["matches"] is None for e in document["events"])
     wrong = sum(e["matches"] is False for e in document["events"])
     hashes = f"{len(document['events'])} events, " + (f"{wrong} do NOT match" if wrong else "all match their SHA-256")
     _line(tree, "stored", hashes + (f", {forgotten} forgotten" if forgotten else ""))
+    for fault in document["faults"]:
+        _line(tree, "not used", f"{fault['call_id']}: {fault['reason']}" if fault["call_id"] else fault["reason"])
 
 
 def _step(

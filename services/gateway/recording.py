@@ -1,4 +1,4 @@
-"""Calls on their way to ``steps.<agent_id>``: acknowledged before the reply, or later while the broker is away."""
+"""Calls on their way to ``calls.<agent_id>``: acknowledged before the reply, or later while the broker is away."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def _record(agent_id: str, event: LlmCallMade) -> _Record | None:
     data = event.model_dump_json(by_alias=True).encode()
     if len(data) > MAX_EVENT_BYTES:
         return None
-    subject, name = subjects.steps(agent_id), message_id(agent_id, event.event_id)
+    subject, name = subjects.calls(agent_id), message_id(agent_id, event.event_id)
     if len(data) <= GZIP_OVER_BYTES:
         return _Record(subject, data, name)
     return _Record(subject, gzip.compress(data, compresslevel=1), name, {"Content-Encoding": "gzip"})

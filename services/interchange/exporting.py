@@ -82,18 +82,18 @@ async def groups(pool: Pool, window_id: str | None, policy: str | None, states: 
         for group in part:
             own = [m for m in members if m["group_id"] == group["group_id"]]
             there = [m for m in own if (m["agent_id"], m["trajectory_id"]) in loaded]
-            yield _line(
+            yield line(
                 {
                     **group,
                     "trajectories": [
-                        member_of(m, loaded[m["agent_id"], m["trajectory_id"]], group["judge"]) for m in there
+                        as_art(m, loaded[m["agent_id"], m["trajectory_id"]], group["judge"]) for m in there
                     ],
                     "forgotten": [m["trajectory_id"] for m in own if m not in there],
                 }
             )
 
 
-def member_of(member: dict[str, Any], run: Trajectory, judge: str | None) -> dict[str, Any]:
+def as_art(member: dict[str, Any], run: Trajectory, judge: str | None) -> dict[str, Any]:
     """In the shape of ``art.Trajectory``: the longest conversation first, others beside it."""
     found, more = _told(run, member)
     first, *others = [
@@ -128,8 +128,8 @@ async def conversations(pool: Pool, window_id: str | None, policy: str | None) -
         loaded = await load(pool, [(row["agent_id"], row["trajectory_id"]) for row in part])
         for row in part:
             run = loaded.get((row["agent_id"], row["trajectory_id"]))
-            for line in conversations_of(row, run) if run else []:
-                yield _line(line)
+            for told in conversations_of(row, run) if run else []:
+                yield line(told)
 
 
 def conversations_of(row: dict[str, Any], run: Trajectory) -> Iterator[dict[str, Any]]:
@@ -158,10 +158,10 @@ def _told(run: Trajectory, row: dict[str, Any]) -> tuple[list[History], dict[str
         "goal": run.started.goal if run.started else None,
         "metadata": run.started.metadata if run.started else None,
         "final": final,
-        "instruction": row["instruction"],
+        "instruction": row.get("instruction"),
     }
     return found, {key: value for key, value in told.items() if value is not None and value != {}}
 
 
-def _line(value: dict[str, Any]) -> str:
+def line(value: dict[str, Any]) -> str:
     return json_text(value, ascii_only=False)

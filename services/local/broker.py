@@ -112,7 +112,7 @@ SERVICES: Mapping[str, Role] = {
     ),
     "gateway": Role(
         publish=(
-            subjects.steps("*"),
+            subjects.calls("*"),  # it is the one witness of calls
             subjects.GATEWAY_HEALTH,
             looks_at(BUCKET),
             "$JS.API.STREAM.NAMES",

@@ -29,7 +29,7 @@ MAX_COUNT = 2**31 - 1
 class Received(NamedTuple):
     """One valid event as it lies in the stream. ``packed`` is the JSON object as it was sent, compressed.
 
-    None where it is not to be kept, since the run is forgotten.
+    None where it is not to be kept, since the run is forgotten. ``witnessed``: the gateway saw it happen.
     """
 
     agent_id: str
@@ -39,6 +39,7 @@ class Received(NamedTuple):
     sha256: bytes
     size_bytes: int
     packed: bytes | None
+    witnessed: bool = False
 
     @property
     def run(self) -> RunKey:
@@ -51,12 +52,15 @@ def day_of(event_id: UUID) -> date:
 
 
 @lru_cache(4096)
-def agent_of_subject(subject: str) -> str:
-    """The publisher's identity: the one token after ``steps.``. Raises GiveUpError for anything else."""
-    agent_id = subject.removeprefix("steps.")
-    if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", agent_id):
-        raise GiveUpError("the subject must be steps.<agent_id>, the id 1 to 64 of A-Z a-z 0-9 _ -")
-    return agent_id
+def publisher(subject: str) -> tuple[str, bool]:
+    """Whose event it is, the one token after ``steps.`` or ``calls.``, and whether the gateway witnessed it.
+
+    Raises GiveUpError for any other subject.
+    """
+    named = re.fullmatch(r"(steps|calls)\.([A-Za-z0-9_-]{1,64})", subject)
+    if named is None:
+        raise GiveUpError("the subject must be steps.<agent_id> or calls.<agent_id>, 1 to 64 of A-Z a-z 0-9 _ -")
+    return named[2], named[1] == "calls"
 
 
 # rows -------------------------------------------------------------------------------------------
@@ -166,7 +170,10 @@ def steps_of(events: Iterable[Received]) -> list[StepSeen]:
 
 
 class CallSeen(NamedTuple):
-    """``recorded``: its reply has come. ``purpose`` is None where nobody said more than the default."""
+    """``recorded``: its reply has come. ``purpose`` is None where nobody said more than the default.
+
+    ``witnessed``: the content is what the gateway saw, and not what the agent says of itself.
+    """
 
     agent_id: str
     trajectory_id: str
@@ -184,9 +191,12 @@ class CallSeen(NamedTuple):
     latency_ms: float | None
     occurred_at: datetime
     has_prompt: bool
+    witnessed: bool = False
 
 
-def call_seen(run: RunKey, call: LlmCall, step: int, event_id: UUID, occurred_at: datetime) -> CallSeen:
+def call_seen(
+    run: RunKey, call: LlmCall, step: int, event_id: UUID, occurred_at: datetime, witnessed: bool
+) -> CallSeen:
     usage = call.usage or {}
     return CallSeen(
         *run,
@@ -204,6 +214,7 @@ def call_seen(run: RunKey, call: LlmCall, step: int, event_id: UUID, occurred_at
         call.latency_ms,
         occurred_at,
         has_prompt(call),
+        witnessed,
     )
 
 
@@ -218,16 +229,17 @@ def _count(value: Any) -> int | None:
 
 
 def merged(known: CallSeen, other: CallSeen) -> CallSeen:
-    """One row of two mentions of a call: the first with a reply is the content, the other fills in what it lacks.
+    """One row of two mentions of a call: the content is what was witnessed, else the first with a reply.
 
-    Not ``base_call_id``: it says what the content's own messages extend.
+    The other fills in what it lacks; of a witnessed call only the purpose, since an agent names no model that the
+    gateway did not see. Never ``base_call_id``: it says what the content's own messages extend.
     """
-    content, hint = (other, known) if other.recorded and not known.recorded else (known, other)
-    return content._replace(
-        purpose=content.purpose or hint.purpose,
-        model=content.model or hint.model,
-        model_version=content.model_version or hint.model_version,
-    )
+    later = (other.witnessed, other.recorded) > (known.witnessed, known.recorded)
+    content, hint = (other, known) if later else (known, other)
+    filled = content._replace(purpose=content.purpose or hint.purpose)
+    if content.witnessed and not hint.witnessed:
+        return filled
+    return filled._replace(model=content.model or hint.model, model_version=content.model_version or hint.model_version)
 
 
 def calls_of(events: Iterable[Received]) -> dict[tuple[str, str, str], CallSeen]:
@@ -243,7 +255,7 @@ def calls_of(events: Iterable[Received]) -> dict[tuple[str, str, str], CallSeen]
             case _:
                 continue
         for call in mentioned:
-            seen = call_seen(item.run, call, event.step, event.event_id, event.occurred_at)
+            seen = call_seen(item.run, call, event.step, event.event_id, event.occurred_at, item.witnessed)
             key = (*item.run, call.call_id)
             calls[key] = merged(calls[key], seen) if key in calls else seen
     return calls

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from ratchet_sdk.events import MAX_EVENT_BYTES
 
 from services.recorder import envelope
-from services.recorder.domain import Received, agent_of_subject, placement
+from services.recorder.domain import Received, placement, publisher
 from shared.bodies import packed
 from shared.delivery import Delivery
 from shared.errors import GiveUpError, reason
@@ -16,7 +16,7 @@ from shared.errors import GiveUpError, reason
 
 def read(delivery: Delivery, window_s: int) -> Received:
     """One parse of what was sent. Raises GiveUpError for what is no event; its text stays out of the words."""
-    agent_id = agent_of_subject(delivery.subject)
+    agent_id, witnessed = publisher(delivery.subject)
     content = delivery.content()
     if len(content) > MAX_EVENT_BYTES:
         raise GiveUpError(f"the event has {len(content)} bytes, over the limit of {MAX_EVENT_BYTES}")
@@ -28,6 +28,8 @@ def read(delivery: Delivery, window_s: int) -> Received:
         raise GiveUpError(f"not an event of schema 1: {type(error).__name__}") from error
     if event is None:
         raise GiveUpError("event_id: an event without one cannot be known again when it comes twice; send a UUIDv7")
+    if witnessed and not isinstance(event, envelope.LlmCallMade):
+        raise GiveUpError(f"calls.* takes llm_call alone, this is {event.kind}; publish it on steps.{agent_id}")
     placement(event, delivery.published_at, window_s)
     return Received(
         agent_id,
@@ -37,4 +39,5 @@ def read(delivery: Delivery, window_s: int) -> Received:
         hashlib.sha256(content).digest(),
         len(content),
         packed(content),
+        witnessed,
     )

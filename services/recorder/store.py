@@ -41,7 +41,7 @@ def _rows(status: str) -> int:
     return int(status.rpartition(" ")[2])
 
 
-BODY = ("day", "agent_id", "event_id", "trajectory_id", "kind", "sequence", "sha256", "size_bytes", "body")
+BODY = ("day", "agent_id", "event_id", "trajectory_id", "kind", "sequence", "sha256", "size_bytes", "body", "witnessed")
 
 
 async def _copied(connection: Connection, table: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> bool:
@@ -142,6 +142,7 @@ class EventStore:
                 e.sha256,
                 e.size_bytes,
                 e.packed,
+                e.witnessed,
             )
             for day, *_, e in sorted(keyed, key=itemgetter(0, 1, 2, 3))
         ]
@@ -149,9 +150,10 @@ class EventStore:
             return {}
         columns = in_columns(rows, len(BODY))
         stored = await connection.execute(
-            """insert into bodies (day, agent_id, event_id, trajectory_id, kind, sequence, sha256, size_bytes, body)
+            """insert into bodies
+                      (day, agent_id, event_id, trajectory_id, kind, sequence, sha256, size_bytes, body, witnessed)
                select * from unnest($1::date[], $2::text[], $3::uuid[], $4::text[], $5::text[], $6::bigint[],
-                                    $7::bytea[], $8::int[], $9::bytea[])
+                                    $7::bytea[], $8::int[], $9::bytea[], $10::bool[])
                on conflict do nothing""",
             *columns,
         )
@@ -224,32 +226,25 @@ class EventStore:
             """insert into llm_calls as c
                       (agent_id, trajectory_id, call_id, base_call_id, step, event_id, recorded, purpose, model,
                        model_version, prompt_tokens, completion_tokens, has_token_ids, latency_ms, occurred_at,
-                       has_prompt)
+                       has_prompt, witnessed)
                select * from unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::int[], $6::uuid[], $7::bool[],
                                     $8::text[], $9::text[], $10::text[], $11::int[], $12::int[], $13::bool[],
-                                    $14::float8[], $15::timestamptz[], $16::bool[])
+                                    $14::float8[], $15::timestamptz[], $16::bool[], $17::bool[])
                on conflict (agent_id, trajectory_id, call_id) do update set
-                  recorded = c.recorded or excluded.recorded,
-                  purpose = case when c.recorded or not excluded.recorded
-                      then coalesce(c.purpose, excluded.purpose) else coalesce(excluded.purpose, c.purpose) end,
-                  model = case when c.recorded or not excluded.recorded
-                      then coalesce(c.model, excluded.model) else coalesce(excluded.model, c.model) end,
-                  model_version = case when c.recorded or not excluded.recorded
-                      then coalesce(c.model_version, excluded.model_version)
-                      else coalesce(excluded.model_version, c.model_version) end,
-                  (base_call_id, step, event_id, prompt_tokens, completion_tokens, has_token_ids, latency_ms,
-                   occurred_at, has_prompt) =
-                      (select case when keep then c.base_call_id else excluded.base_call_id end,
-                              case when keep then c.step else excluded.step end,
-                              case when keep then c.event_id else excluded.event_id end,
-                              case when keep then c.prompt_tokens else excluded.prompt_tokens end,
-                              case when keep then c.completion_tokens else excluded.completion_tokens end,
-                              case when keep then c.has_token_ids else excluded.has_token_ids end,
-                              case when keep then c.latency_ms else excluded.latency_ms end,
-                              case when keep then c.occurred_at else excluded.occurred_at end,
-                              case when keep then c.has_prompt else excluded.has_prompt end
-                         from (select c.recorded or not excluded.recorded as keep) k)
-                where c.event_id <> excluded.event_id""",
+                  (base_call_id, step, event_id, recorded, purpose, model, model_version, prompt_tokens,
+                   completion_tokens, has_token_ids, latency_ms, occurred_at, has_prompt, witnessed) =
+                      (select content.base_call_id, content.step, content.event_id, content.recorded,
+                              coalesce(content.purpose, hint.purpose),
+                              case when silent then content.model else coalesce(content.model, hint.model) end,
+                              case when silent then content.model_version
+                                   else coalesce(content.model_version, hint.model_version) end,
+                              content.prompt_tokens, content.completion_tokens, content.has_token_ids,
+                              content.latency_ms, content.occurred_at, content.has_prompt, content.witnessed
+                         from (select (c.witnessed, c.recorded) >= (excluded.witnessed, excluded.recorded) as keep,
+                                      c.witnessed <> excluded.witnessed as silent) k
+                         join lateral (select (case when keep then c else excluded end).*) content on true
+                         join lateral (select (case when keep then excluded else c end).*) hint on true)
+                where c.event_id <> excluded.event_id or (excluded.witnessed and not c.witnessed)""",
             *in_columns(ordered, len(CallSeen._fields)),
         )
 

@@ -49,7 +49,7 @@ class StepStream:
     async def _published_before(self, sequence: int, end: int, instant: datetime) -> bool:
         """Whether the first message from a sequence on is older; what lies at ``end`` or beyond is not looked at."""
         try:
-            message = await self._bus.js.get_msg(NAME, sequence, subject=subjects.STEPS, next=True)
+            message = await self._bus.js.get_msg(NAME, sequence, subject=subjects.RECORDER_STEPS.subject, next=True)
         except NotFoundError:  # nothing lies from there on
             return False
         except (NatsError, APIError, TimeoutError) as error:

@@ -24,7 +24,15 @@ from shared.streams import provision
 AGENT, OTHER = "agent-1", "agent-2"
 STREAMS = [stream.name for stream in subjects.STREAMS]
 BUCKET = f"KV_{subjects.ROUTES_BUCKET}"
-STORED = ("steps.agent-2", "outcomes.market", "window.closed", "window.resolved", "group.scored", "model.trained")
+STORED = (
+    "steps.agent-2",
+    "calls.agent-1",
+    "outcomes.market",
+    "window.closed",
+    "window.resolved",
+    "group.scored",
+    "model.trained",
+)
 COMMANDS = (
     "command.recorder.close_window",
     "command.trainer.train",
@@ -50,6 +58,8 @@ FORBIDDEN = [
     *API,
     "steps",
     "steps.agent-1.more",
+    "calls.agent-1",
+    "calls.agent-2",
     "training.progress",
     "model.deployed",
     "model.rolled_back",
@@ -74,6 +84,7 @@ UNHEARD = [
         "steps.>",
         "steps.*",
         "steps.agent-1",
+        "calls.>",
         "outcomes.>",
         "window.*",
         "model.>",
@@ -291,7 +302,8 @@ async def test_letting_an_agent_in_disturbs_nobody(
 
 # the services -------------------------------------------------------------------------------------
 MAY = {
-    "steps.agent-1": {"gateway"},
+    "steps.agent-1": set(),
+    "calls.agent-1": {"gateway"},
     "outcomes.market": {"world", "outcome_tracker"},
     "window.closed": {"recorder"},
     "window.resolved": {"outcome_tracker"},

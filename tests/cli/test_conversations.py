@@ -14,7 +14,7 @@ from ratchet_sdk.events import step_events, uuid7, uuid7_time
 
 from services.interchange.as_events import Import, Run, action_of, calls_of, encoded, run_of
 from services.interchange.conversations import Conversation
-from services.interchange.exporting import conversations_of, histories, member_of
+from services.interchange.exporting import as_art, conversations_of, histories
 from services.interchange.reading import joined, read_file, read_line
 from services.terminal.output import json_text
 from shared.trajectories import Trajectory, assemble
@@ -224,7 +224,7 @@ def as_group(run: Run) -> list[str]:
     row = row_of(run)
     member = {**row, "score": 0.5, "rank": 1, "reward_of_record": row["reward"], "model_version": None}
     known = {key: row[key] for key in ("policy", "scenario_id")}
-    line = {**known, "trajectories": [member_of({**member, "explanation": None}, stored(run), "outcome")]}
+    line = {**known, "trajectories": [as_art({**member, "explanation": None}, stored(run), "outcome")]}
     return [json_text(line, ascii_only=False)]
 
 

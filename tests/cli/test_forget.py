@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from ratchet_sdk.events import LlmCall, Step, TrajectoryEnded, TrajectoryStarted
+from ratchet_sdk.events import LlmCall, LlmCallMade, Step, TrajectoryEnded, TrajectoryStarted
 
 from services.admin.commands import subscribe as subscribe_admin
 from services.admin.store import Credentials
@@ -82,6 +82,8 @@ async def publish_run(bus: Bus, agent: str, trajectory: str, text: str) -> None:
         await bus.publish(f"steps.{agent}", data, f"{agent}:{event.event_id}")
     other = step.model_copy(update={"event_id": events[0].event_id})  # another content under a known id: it is dead
     await bus.publish(f"steps.{agent}", other.model_dump_json(by_alias=True).encode(), f"{agent}:{trajectory}:dead")
+    seen = LlmCallMade(**head, step=0, call=call)
+    await bus.publish(subjects.calls(agent), seen.model_dump_json(by_alias=True).encode(), f"{agent}:{seen.event_id}")
     fact = {"agent_id": agent, "trajectory_id": trajectory, "name": "reward", "value": 1.0, "note": text}
     about = {"schema": 1, "event_id": str(step.event_id), "kind": "trajectory", "occurred_at": NOW.isoformat()}
     await bus.publish("outcomes.world", json.dumps({**about, "trajectory": fact}).encode(), f"o:{agent}:{trajectory}")
@@ -119,7 +121,7 @@ async def judged(pool: Pool, agents: list[str], text: str) -> None:
 
 
 async def settled(bus: Bus) -> None:
-    for consumer, count in ((subjects.RECORDER_STEPS, 4), (subjects.TRACKER_OUTCOMES, 1)):
+    for consumer, count in ((subjects.RECORDER_STEPS, 5), (subjects.TRACKER_OUTCOMES, 1)):
         while await ack_floor(bus, consumer) < count:
             pass
 
@@ -144,7 +146,7 @@ async def test_a_planted_secret_is_in_no_raw_file_afterwards(
     await pool.execute("analyze")
     needles = [SECRET.encode(), SECRET.encode()[20:90]]
     needles += [row["body"][40:140] for row in await pool.fetch("select body from bodies where length(body) > 200")]
-    assert len(needles) == 3
+    assert len(needles) == 4
     data = Path(await pool.fetchval("show data_directory"))
     oid = await pool.fetchval("select oid::text from pg_database where datname = current_database()")
     await pool.execute("checkpoint")
@@ -166,7 +168,7 @@ async def test_a_planted_secret_is_in_no_raw_file_afterwards(
         "dead",
         "exported_runs",
     )
-    assert [said.json[key] for key in counts] == [1, 3, 1, 1, 1, 4, 1, 1, 1]
+    assert [said.json[key] for key in counts] == [1, 4, 1, 1, 1, 5, 1, 1, 1]
     assert [looked[key] for key in counts] == [said.json[key] for key in counts]
     await pool.execute("checkpoint")
     assert holding(data / "base" / oid, needles) == []
@@ -177,7 +179,7 @@ async def test_a_planted_secret_is_in_no_raw_file_afterwards(
     assert [again.json[key] for key in counts] == [0] * len(counts)
     shown = (await ratchet("trajectory", "t", "--json")).json
     assert (shown["run"]["forgotten_reason"], shown["run"]["reward"]) == ("asked", 1.0)
-    assert [event["event"] for event in shown["events"]] == [None] * 3
+    assert [event["event"] for event in shown["events"]] == [None] * 4
     assert await pool.fetchval("select score from judgments") == 0.5
     audit = await pool.fetch("select request from audit where command = 'forget' order by audit_id")
     assert [row["request"]["state"] for row in audit] == ["begun", "done"] * 2
@@ -226,6 +228,9 @@ def test_messages_are_told_apart_by_the_run_that_they_are_about() -> None:
     assert not about("steps.a", b'{"trajectory_id": "u", "environment": {"trajectory_id": "t"}}', agent_id="a")
     assert about("steps.a", b'{"trajectory_id": "t", cut off')
     assert about("steps.a", b"\x00", agent_id="a")
+    assert about("calls.a", b"\x00", agent_id="a")
+    assert about("calls.a", b'{"trajectory_id": "t"}')
+    assert not about("calls.b", b'{"trajectory_id": "t"}')
     assert not about("steps.a", b"\x00", agent_id="a", trajectory_id="t")
     assert not about("steps.b", b"\x00", agent_id="a")
     assert about("outcomes.w", b'{"trajectory": {"agent_id": "a", "trajectory_id": "t"}}')

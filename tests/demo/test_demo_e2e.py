@@ -101,6 +101,7 @@ async def test_one_trajectory_goes_all_the_way(
     assert call["model_version"] == "v0"
     bodies = database.execute(f"select * from bodies {of_run}".encode(), run).fetchall()
     assert sorted(body["kind"] for body in bodies) == ["llm_call", "step", "trajectory.ended", "trajectory.started"]
+    assert [body["kind"] for body in bodies if body["witnessed"]] == ["llm_call"]
     sent = {body["sequence"]: unpacked(body["body"]) for body in bodies}
     assert all(hashlib.sha256(sent[body["sequence"]]).digest() == body["sha256"] for body in bodies)
 
@@ -126,7 +127,8 @@ async def test_one_trajectory_goes_all_the_way(
 
     streams = await kept(played[0] / "nats")
     for sequence, body in sent.items():
-        assert streams["STEPS"][sequence - 1] == (subjects.steps(run["agent"]), body)
+        subject = subjects.calls if b'"llm_call"' in body else subjects.steps
+        assert streams["STEPS"][sequence - 1] == (subject(run["agent"]), body)
     assert any(run["trajectory"].encode() in data and b'"reward"' in data for _, data in streams["OUTCOMES"])
     said: dict[str, list[dict[str, Any]]] = {}
     for subject, data in streams["LOOP"]:

@@ -77,7 +77,7 @@ class House:
             await asyncio.sleep(0.005)
 
     async def events(self) -> list[tuple[str, LlmCallMade, bytes]]:
-        """What lies on ``steps.>``: the message id, the event, and the bytes as they were sent."""
+        """What lies on ``calls.>``: the message id, the event, and the bytes as they were sent."""
         found = []
         for sequence in range(1, (await self.bus.js.stream_info("STEPS")).state.last_seq + 1):
             message = await self.bus.js.get_msg("STEPS", sequence)
@@ -143,7 +143,7 @@ async def test_a_call_is_answered_routed_and_recorded(house: House) -> None:
     assert asked["tools"][0]["function"]["name"] == "sell"
 
     [(where, event, sent)] = await house.events()
-    assert where == f"steps.a1 a1:{event.event_id}"
+    assert where == f"calls.a1 a1:{event.event_id}"
     assert (event.policy, event.trajectory_id, event.step, event.started_at) == ("default", "t1", 3, NOON)
     call = event.call
     assert (call.call_id, call.purpose, call.model, call.model_version) == (reply.id, "reasoning", "default", version)

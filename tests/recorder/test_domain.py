@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from services.recorder import domain
 from services.recorder.domain import (
-    agent_of_subject,
     agents_of,
     calls_of,
     day_of,
+    publisher,
     runs_of,
     steps_of,
 )
@@ -34,10 +34,20 @@ from tests.recorder.events import (
 
 
 def test_the_agent_is_the_last_token_of_the_subject() -> None:
-    assert agent_of_subject("steps.agent-1_x") == "agent-1_x"
-    for subject in ("steps.a.b", "steps.", "other.a", "steps.a b", "steps." + "a" * 65, "steps.é", "steps.a\n"):
+    assert publisher("steps.agent-1_x") == ("agent-1_x", False)
+    assert publisher("calls.agent-1_x") == ("agent-1_x", True)
+    for subject in (
+        "steps.a.b",
+        "steps.",
+        "other.a",
+        "steps.a b",
+        "steps." + "a" * 65,
+        "steps.é",
+        "steps.a\n",
+        "calls",
+    ):
         with pytest.raises(GiveUpError, match=r"steps\.<agent_id>"):
-            agent_of_subject(subject)
+            publisher(subject)
 
 
 def test_a_day_is_of_the_id_and_of_nothing_else() -> None:
@@ -117,6 +127,29 @@ def test_a_call_is_one_row_whichever_way_it_came() -> None:
         assert (call.has_token_ids, call.latency_ms) == (True, 4.0)
     [call] = calls_of(numbered(hint)).values()
     assert (call.recorded, call.base_call_id) == (False, "b")
+
+
+WITNESSED = numbered(
+    call_made(
+        "c", response=reply("invented", token_ids=[9]), prompt_token_ids=[8], model_version="v9", purpose="response"
+    ),
+    call_made("c", response=reply("seen"), model="traders"),
+    step(0, llm_calls=[{"call_id": "c", "response": reply("told"), "model_version": "v8"}]),
+)
+WITNESSED[1] = WITNESSED[1]._replace(witnessed=True)
+
+
+@given(st.permutations([0, 1, 2]))
+def test_what_was_witnessed_is_the_call_whatever_its_agent_says_before_or_after(order: list[int]) -> None:
+    [call] = calls_of([WITNESSED[n]._replace(sequence=place) for place, n in enumerate(order)]).values()
+    assert (call.witnessed, call.event_id) == (True, WITNESSED[1].event.event_id)
+    assert (call.has_token_ids, call.model, call.model_version) == (False, "traders", None)
+    assert call.purpose == "response"
+
+
+def test_a_claim_gives_a_call_that_failed_no_reply() -> None:
+    [call] = calls_of([*WITNESSED[::2], received(call_made("c"), 9)._replace(witnessed=True)]).values()
+    assert (call.witnessed, call.recorded) == (True, False)
 
 
 @pytest.mark.parametrize("usage", [{"prompt_tokens": n} for n in (-1, 2**31, "7", True, 1.5, None, [])])

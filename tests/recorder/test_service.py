@@ -110,6 +110,16 @@ async def test_encodings_sizes_and_subjects_are_checked(pool: Pool) -> None:
     assert (body["sha256"], body["size_bytes"]) == (hashlib.sha256(GOOD).digest(), len(GOOD))
 
 
+async def test_on_the_subject_of_witnesses_only_calls_are_taken(pool: Pool) -> None:
+    call = encoded(call_made("c", response=reply()))
+    sent = [*(encoded(event) for event in (started(), step(0), ended())), call]
+    verdicts = await recording(pool).take_in([delivery(data, n + 1, "calls.a") for n, data in enumerate(sent)])
+    assert [v.reason.partition(";")[2] for v in verdicts if isinstance(v, Dead)] == [" publish it on steps.a"] * 3
+    assert verdicts[3] == Ack()
+    [body] = await pool.fetch("select kind, witnessed from bodies")
+    assert tuple(body) == ("llm_call", True)
+
+
 async def test_an_odd_but_lawful_event_is_stored(pool: Pool) -> None:
     ancient = UUID("00000000-0001-7000-8000-000000000000")
     odd = [

@@ -18,10 +18,12 @@ from tests.recorder.events import (
     START,
     WINDOW_ID,
     WINDOW_S,
+    call_made,
     encoded,
     ended,
     numbered,
     received,
+    reply,
     started,
     step,
 )
@@ -77,6 +79,24 @@ async def test_a_call_that_was_only_referred_to_waits_for_its_content(pool: Pool
     await keep(pool, [RUN[1]])
     call = await one(pool, "llm_calls")
     assert (call["recorded"], call["event_id"], call["purpose"]) == (True, RUN[1].event.event_id, "reasoning")
+
+
+async def test_what_the_gateway_saw_stays_the_call_in_any_order(pool: Pool) -> None:
+    claimed = call_made("c", response=reply("invented", token_ids=[9]), prompt_token_ids=[8], model_version="v9")
+    told = step(0, llm_calls=[{"call_id": "c", "response": reply("told"), "purpose": "reasoning", "model": "mine"}])
+    run = numbered(claimed, call_made("c", response=reply("seen"), model="traders"), told)
+    run[1] = run[1]._replace(witnessed=True)
+    expected: dict[str, object] = {"witnessed": True, "recorded": True, "event_id": run[1].event.event_id}
+    expected |= {"has_token_ids": False, "model": "traders", "model_version": None, "purpose": "reasoning"}
+    for order in permutations(run):
+        await empty(pool)
+        for item in order:
+            assert await keep(pool, [item]) == {}
+        assert await keep(pool, order[::-1]) == {}
+        call = await one(pool, "llm_calls")
+        assert {name: call[name] for name in expected} == expected
+        bodies = await pool.fetch("select witnessed from bodies order by sequence")
+        assert [row["witnessed"] for row in bodies] == [False, True, False]
 
 
 async def test_the_second_of_two_steps_is_dead_and_leaves_nothing(pool: Pool) -> None:

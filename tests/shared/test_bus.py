@@ -7,6 +7,7 @@ import gzip
 from collections.abc import Sequence
 
 import pytest
+from nats.js import api
 from prometheus_client import REGISTRY
 from pydantic import BaseModel
 from ratchet_sdk.events import MAX_EVENT_BYTES
@@ -120,6 +121,27 @@ async def test_provisioning_twice_changes_nothing(bus: Bus) -> None:
     before = await stream_end(bus, "STEPS")
     await provision(bus)
     assert await stream_end(bus, "STEPS") == before
+
+
+async def test_an_older_stream_hears_the_gateway_too_and_keeps_its_place(bus: Bus) -> None:
+    """As it was before the gateway had a subject of its own: three messages, two of them stored."""
+    config = (await bus.js.stream_info("STEPS")).config
+    await bus.js.delete_consumer("STEPS", "recorder")
+    await bus.js.update_stream(config, subjects=[subjects.STEPS])
+    old = api.ConsumerConfig(durable_name="recorder", filter_subject=subjects.STEPS, ack_wait=30, max_ack_pending=9)
+    await bus.js.add_consumer("STEPS", old)
+    for n in range(3):
+        await publish(bus, b"%d" % n, str(n))
+    reader = await bus.js.pull_subscribe_bind(durable="recorder", stream="STEPS")
+    for message in await reader.fetch(2):
+        await message.ack_sync()
+    created = (await stream_end(bus, "STEPS")).created
+
+    await provision(bus)
+    await bus.publish(subjects.calls("a"), b"seen", "seen")
+    assert [message.data for message in await reader.fetch(2)] == [b"2", b"seen"]
+    assert await ack_floor(bus, subjects.RECORDER_STEPS) == 2
+    assert (await stream_end(bus, "STEPS")).created == created
 
 
 class Question(BaseModel):

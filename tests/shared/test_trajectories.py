@@ -12,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ratchet_sdk.events import LlmCall, LlmCallMade, Step, StepEvent, TrajectoryEnded, TrajectoryStarted
 
+from shared.calls import Mention, mentions, merge_calls, written_out
 from shared.database import Pool
 from shared.errors import GiveUpError
-from shared.trajectories import assemble, load, merge_calls, written_out
+from shared.trajectories import Fault, Stored, assemble, load
 
 START = datetime(2026, 11, 20, 10, tzinfo=UTC)
 Message = dict[str, Any]
@@ -37,20 +38,26 @@ def raw(*events: StepEvent) -> list[bytes]:
     return [event.model_dump_json(by_alias=True).encode() for event in events]
 
 
+def told(*events: StepEvent) -> list[Mention]:
+    return [mention for event in events for mention in mentions(event)]
+
+
 def test_a_call_that_came_both_ways_is_there_once_with_what_each_knew() -> None:
     made = LlmCallMade(**head(1), step=0, call=call("c", reply="buy", messages=[user("?")]))
     step = Step(**head(2), step=0, llm_calls=[call("c", purpose="reasoning", action_type="trade")])
-    for order in ([made, step], [step, made]):
-        [(found, number, occurred_at)] = merge_calls(order)
-        assert (found.purpose, found.action_type) == ("reasoning", "trade")
-        assert found.messages == [user("?")]
-        assert found.response == made.call.response
-        assert (number, occurred_at) == (0, made.occurred_at)
+    orders: list[list[StepEvent]] = [[made, step], [step, made]]
+    for order in orders:
+        [found], faults = merge_calls(told(*order))
+        assert (found.call.purpose, found.call.action_type) == ("reasoning", "trade")
+        assert found.call.messages == [user("?")]
+        assert found.call.response == made.call.response
+        assert (found.step, found.occurred_at) == (0, made.occurred_at)
+        assert faults == []
 
 
 def test_calls_of_one_step_keep_their_order() -> None:
     step = Step(**head(1), step=0, llm_calls=[call(name, reply=name) for name in ("z", "a", "m")])
-    assert [found.call_id for found, _, _ in merge_calls([step])] == ["z", "a", "m"]
+    assert [found.call.call_id for found in merge_calls(told(step))[0]] == ["z", "a", "m"]
 
 
 @given(st.permutations(range(4)))
@@ -128,8 +135,52 @@ async def test_runs_are_loaded_from_their_bodies(pool: Pool) -> None:
     runs = await load(pool, [("x", "t"), ("x", "forgotten"), ("y", "t")])
     assert list(runs) == [("x", "t")]
     run = runs["x", "t"]
-    assert run.raw == bodies[::-1]
     assert run.steps == [step]
     assert run.ended is not None
     assert run.ended.status == "failed"
     assert await load(pool, []) == {}
+
+
+def claims(*, reply: str | None, second: float = 2, **more: Any) -> bytes:
+    return raw(Step(**head(second), step=0, llm_calls=[call("c", reply=reply, **more)]))[0]
+
+
+@given(st.permutations(range(3)))
+def test_what_the_gateway_saw_is_the_content_whatever_an_agent_claims(order: list[int]) -> None:
+    """An agent may say what a call was for; not what was asked, what came back, or from which tokens."""
+    seen = LlmCallMade(**head(1), step=0, call=call("c", reply="hold", messages=[user("?")], model_version="v1"))
+    forged = claims(reply="buy", model_version="v2", prompt_token_ids=[1], purpose="reasoning", second=0)
+    stored: list[bytes | Stored] = [Stored(raw(seen)[0], witnessed=True), forged, claims(reply=None)]
+    run = assemble("x", "t", [stored[place] for place in order])
+    [found] = run.calls
+    assert found.witnessed
+    assert found.reply == {"role": "assistant", "content": "hold"}
+    assert (found.messages, found.call.model_version, found.call.prompt_token_ids) == ([user("?")], "v1", None)
+    assert found.call.purpose == "reasoning"
+    assert run.faults == [Fault("c", "it came more than once with different contents; kept is what the gateway saw")]
+
+
+def test_a_call_id_that_comes_twice_with_different_contents_is_marked() -> None:
+    def faults(*bodies: bytes) -> list[Fault]:
+        return assemble("x", "t", bodies).faults
+
+    first, other = claims(reply="buy"), claims(reply="sell", second=3)
+    assert faults(first, first, claims(reply=None)) == []
+    assert faults(first, other, other) == [
+        Fault("c", "it came more than once with different contents; kept is the first with a reply")
+    ]
+    assert [c.reply for c in assemble("x", "t", [first, other]).calls] == [{"role": "assistant", "content": "buy"}]
+
+
+def test_what_cannot_be_used_is_left_out_with_its_reason() -> None:
+    good = Step(**head(1), step=0, llm_calls=[call("a", reply="x"), call("b", reply="y", base="gone")])
+    odd = LlmCall(call_id="c", response={"message": "text", "logprobs": [1]})
+    run = assemble("x", "t", [b'{"kind":"step","schema":0}', b"", *raw(good, LlmCallMade(**head(2), step=1, call=odd))])
+    assert [(c.call.call_id, c.reply is not None) for c in run.calls] == [("a", True), ("b", True), ("c", False)]
+    assert [(fault.call_id, fault.reason.partition(":")[0]) for fault in run.faults] == [
+        (None, "a stored event is not of the contract"),
+        (None, "a stored event is not of the contract"),
+        ("b", "call b extends gone, which is not a call of this run"),
+        ("c", "response.message is text, expected an object"),
+        ("c", "response.logprobs is a list, expected an object with a list `content`"),
+    ]

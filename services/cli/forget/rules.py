@@ -11,6 +11,8 @@ from typing import Any
 
 RunKey = tuple[str, str]
 
+OF_AGENTS = ("steps", "calls")  # first words of subjects whose last one names the agent
+
 TRAJECTORY = re.compile(rb'"trajectory_id"\s*:\s*"([A-Za-z0-9._:~-]{1,128})"')
 AGENT = re.compile(rb'"agent_id"\s*:\s*"([A-Za-z0-9_-]{1,64})"')
 
@@ -46,14 +48,14 @@ class Sent:
 
 
 def is_about(sent: Sent, runs: Collection[RunKey], selection: Selection) -> bool:
-    """Whether a message on ``steps.*`` or ``outcomes.*`` is about one of the runs.
+    """Whether a message on ``steps.*``, ``calls.*`` or ``outcomes.*`` is about one of the runs.
 
     What names no run at all belongs to its publisher: it goes with all of an agent's, and with all that is older than
     an instant, and stays where a single run is meant.
     """
     named = runs_named(sent)
     head, _, publisher = sent.subject.partition(".")
-    if head == "steps" and not named:
+    if head in OF_AGENTS and not named:
         return _nameless_goes(publisher, sent.published_at, selection)
     return any(run in runs for run in named)
 
@@ -66,10 +68,10 @@ def runs_named(sent: Sent) -> set[RunKey]:
         value = json.loads(content)
     except (ValueError, RecursionError):
         ids = {found.decode() for found in TRAJECTORY.findall(content)}
-        agents = {publisher} if head == "steps" else {found.decode() for found in AGENT.findall(content)}
+        agents = {publisher} if head in OF_AGENTS else {found.decode() for found in AGENT.findall(content)}
         return {(agent_id, trajectory_id) for agent_id in agents for trajectory_id in ids}
     objects = [value, *(value.get(kind) for kind in ("trajectory", "knowledge"))] if isinstance(value, dict) else []
-    if head == "steps":
+    if head in OF_AGENTS:
         objects = [{**value, "agent_id": publisher}] if objects else []
     found = [(o.get("agent_id"), o.get("trajectory_id")) for o in objects if isinstance(o, dict)]
     return {(a, t) for a, t in found if isinstance(a, str) and isinstance(t, str)}

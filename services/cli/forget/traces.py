@@ -80,8 +80,8 @@ async def erase(
 
 def _filter(stream: str, selection: Selection) -> str:
     if stream == "STEPS" and selection.agent_id is not None:
-        return subjects.steps(selection.agent_id)
-    return {"STEPS": subjects.STEPS, "OUTCOMES": subjects.OUTCOMES, "DEAD": "dead.>"}[stream]
+        return f"*.{selection.agent_id}"  # what it said, and what was seen of it
+    return ">"
 
 
 async def _delete(bus: Bus, stream: str, sequence: int) -> None:
