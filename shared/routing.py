@@ -10,8 +10,9 @@ import hashlib
 from datetime import datetime
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, Field, field_validator, model_validator
 from ratchet_sdk.events import Instant, Policy
+from ratchet_sdk.sampling import NEUTRAL
 
 
 class Arm(BaseModel):
@@ -35,11 +36,23 @@ class Plan(BaseModel):
 
 
 class Target(BaseModel):
-    """Where a version answers: ``model`` is what to ask the inference server at ``base_url`` for."""
+    """Where a version answers: ``model`` is what to ask the inference server at ``base_url`` for.
+
+    ``neutral`` names the sampling parameters that the gateway writes out at their neutral value where a client says
+    nothing, so that the server does not fill in its own. A server that refuses a name is given a shorter list.
+    """
 
     base_url: str
     model: str
     artifact_sha256: str
+    neutral: list[str] = Field(default_factory=lambda: list(NEUTRAL))
+
+    @field_validator("neutral")
+    @classmethod
+    def _known(cls, neutral: list[str]) -> list[str]:
+        if unknown := set(neutral) - NEUTRAL.keys():
+            raise ValueError(f"no neutral value is known of {', '.join(sorted(unknown))}; choose of {list(NEUTRAL)}")
+        return neutral
 
 
 class RouteDocument(BaseModel):

@@ -16,6 +16,7 @@ MODEL_DEPLOYED = "model.deployed"
 MODEL_ROLLED_BACK = "model.rolled_back"
 GATEWAY_HEALTH = "gateway.health"
 ROUTES_BUCKET = "routes"
+KEYS_BUCKET = "gateway_keys"
 
 
 def steps(agent_id: str) -> str:

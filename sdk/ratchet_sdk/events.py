@@ -102,6 +102,8 @@ class LlmCall(Wire):
     """One model call. With ``base_call_id``, ``messages`` holds only what follows that call's messages and reply.
 
     ``response`` is an OpenAI ``choice``; where the server gave them it holds ``logprobs`` and ``token_ids``.
+    ``sampling`` is how that was drawn, whole, in the request's own names (``ratchet_sdk.sampling``); ``temperature``,
+    ``top_p``, ``max_tokens`` and ``seed`` say a part of it again.
     A call that only refers to one recorded elsewhere (by the gateway) has a ``call_id`` and no ``response``.
     """
 
@@ -115,6 +117,7 @@ class LlmCall(Wire):
     response: dict[str, Any] | None = None
     prompt_token_ids: Annotated[list[int], Field(fail_fast=True)] | None = None
     tools: Annotated[list[dict[str, Any]], Field(fail_fast=True)] | None = None
+    sampling: dict[str, Any] | None = None
     temperature: Finite | None = None
     top_p: Finite | None = None
     max_tokens: int | None = None

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from ratchet_sdk.openai_stream import AsyncRecordedStream, RecordedStream
 from ratchet_sdk.recorder import Recording
+from ratchet_sdk.sampling import asked as sampling_asked
 from ratchet_sdk.step import RunStep, current_step
 from ratchet_sdk.values import CALL_ID_HEADER, message_of
 
@@ -106,6 +107,18 @@ def _wrap(
     setattr(completions, name, method)
 
 
+def _is_not_given(value: Any) -> bool:
+    """Whether it is the client's own word for an argument that was left away."""
+    return type(value).__name__ in ("NotGiven", "Omit") and type(value).__module__.split(".")[0] == "openai"
+
+
+def _in_json(value: Any) -> Any:
+    """An argument as it is sent: of a class, ``response_format`` of ``parse``, its JSON schema."""
+    if not hasattr(value, "model_json_schema"):
+        return value
+    return {"type": "json_schema", "json_schema": {"name": value.__name__, "schema": value.model_json_schema()}}
+
+
 class Asked:
     """One call that is being made: what it asks, and what is recorded, once, of what becomes of it. Raises nothing."""
 
@@ -117,6 +130,10 @@ class Asked:
         self.arguments = {name: kwargs[name] for name, kind in ARGUMENTS.items() if isinstance(kwargs.get(name), kind)}
         if isinstance(limit := kwargs.get("max_completion_tokens"), int):
             self.arguments["max_tokens"] = limit
+        extra_body = kwargs.get("extra_body")
+        body = {**kwargs, **(extra_body if isinstance(extra_body, Mapping) else {})}
+        sampling = {name: _in_json(value) for name, value in sampling_asked(body).items() if not _is_not_given(value)}
+        self.arguments["sampling"] = step.recorder.copied(sampling, "a call's sampling") or None
         messages = [message_of(message) for message in kwargs["messages"]]  # copied: an agent's list of messages grows
         self.arguments["messages"] = step.recorder.copied(messages, "a call's messages") or []
         self._told = False

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from services.admin.commands import subscribe
 from services.admin.handlers import application
+from services.admin.keys import KeyBucket
 from services.admin.settings import AdminSettings
 from services.admin.store import Credentials, Store
 from shared import database
 from shared.bus import Bus
 from shared.errors import ConfigurationError
-from shared.service import run_service, serve
+from shared.service import Periodic, run_service, serve
 from shared.settings import load
 from shared.telemetry import configure_logging
 
 NAME = "admin"
+KEYS_S = 10.0  # how often the gateways' copy of agents' keys is compared with the table
 SHORTEST_TOKEN = 16
 
 
@@ -38,8 +40,16 @@ async def main() -> None:
         database.pool(url, pool_size=1, application=f"ratchet-{NAME}-credentials") as writing,
     ):
         bus = Bus(settings.nats_url, name=NAME)
-        subscribe(bus, Credentials(writing))
-        await serve(NAME, settings, bus, pool=pool, http=application(Store(pool), bus, token))
+        credentials = Credentials(writing)
+        subscribe(bus, credentials)
+        await serve(
+            NAME,
+            settings,
+            bus,
+            pool=pool,
+            tasks=[Periodic("gateway_keys", KEYS_S, KeyBucket(bus, credentials.gateway_keys).level)],
+            http=application(Store(pool), bus, token),
+        )
 
 
 def run() -> None:

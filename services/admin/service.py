@@ -65,6 +65,7 @@ async def overview(store: Store, bus: Bus) -> dict[str, Any]:
         "models": await models(store),
         "batches": await store.batches(8),
         "incidents": await store.incidents(8),
+        "unrecorded": await store.gateway_keys.unrecorded(),
         "rewards": {policy: await store.rewards_by_window(policy) for policy in policies},
         "consumers": lags,
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
+from services.admin.keys_store import GatewayKeys
 from shared.database import Pool
 
 Row = dict[str, Any]
@@ -16,6 +17,7 @@ BUSY = """where exists (select from trajectories t where t.window_id = windows.w
 class Store:
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
+        self.gateway_keys = GatewayKeys(pool)
 
     async def _all(self, statement: str, *arguments: Any) -> list[Row]:
         return [dict(row) for row in await self._pool.fetch(statement, *arguments)]
@@ -271,6 +273,7 @@ class Credentials:
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
+        self.gateway_keys = GatewayKeys(pool)
 
     async def note(self, command: str, who: str, request: Row, reply: Row) -> None:
         await self._pool.execute(

@@ -19,6 +19,7 @@ from services.cli import (
     change,
     dead,
     doctor,
+    gateway_keys,
     judging,
     launch,
     observe,
@@ -71,7 +72,9 @@ app.command()(observe.trajectory)
 app.command()(observe.models)
 app.add_typer(agents, name="agents")
 agents.callback(invoke_without_command=True)(observe.agents)
-agents.command("key")(observe.agents_key)
+agents.command("key")(gateway_keys.agents_key)
+agents.command("keys")(gateway_keys.agents_keys)
+agents.command("revoke-key")(gateway_keys.agents_revoke_key)
 agents.command("add")(admitting.agents_add)
 agents.command("remove")(admitting.agents_remove)
 app.command("import")(transfer.import_)

@@ -7,7 +7,6 @@ from typing import Annotated, Any
 
 import typer
 
-from services.cli.admitting import checked
 from services.terminal.output import AsJson, console, instant, print_json, printable, table
 from shared.errors import ConfigurationError, GiveUpError, RatchetError
 
@@ -252,15 +251,3 @@ async def _agents(limit: int) -> list[dict[str, Any]]:
 
     async with session.database(session.settings()) as pool:
         return await Store(pool).agents(limit)
-
-
-def agents_key(name: Annotated[str, typer.Argument(help="The agent's id.")], as_json: AsJson = False) -> None:
-    """Print the key that an agent shows to the gateway as its OpenAI api_key."""
-    from services.terminal import session
-    from shared.credentials import agent_key
-
-    secret = session.settings().gateway_secret
-    if secret is None:
-        raise ConfigurationError("RATCHET_GATEWAY_SECRET is not set; give it the value that the gateway runs with")
-    key = agent_key(secret.get_secret_value(), checked(name))
-    print_json({"agent_id": name, "key": key}) if as_json else typer.echo(key)

@@ -1,18 +1,18 @@
-"""Rules of the gateway: what a request must be, which version answers it, what its record says. No I/O."""
+"""Rules of the gateway: what a request must be, which version answers it, what that is asked. No I/O."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
-from pydantic import TypeAdapter, ValidationError
-from ratchet_sdk.events import LlmCall, LlmCallMade, Policy, RunId, StepNumber
+from pydantic import Field, TypeAdapter, ValidationError
+from ratchet_sdk.events import Policy, RunId, StepNumber
+from ratchet_sdk.sampling import NEUTRAL
 
 from shared.errors import GiveUpError
-from shared.routing import RouteDocument, assigned, plan_at
+from shared.routing import RouteDocument, Target, assigned, plan_at
 from shared.windows import placed_at, window_at
 
 Purpose = Literal["action", "reasoning", "evaluation", "response"]
@@ -22,6 +22,21 @@ _run_id: TypeAdapter[str] = TypeAdapter(RunId)
 _step: TypeAdapter[int] = TypeAdapter(StepNumber)
 _policy: TypeAdapter[str] = TypeAdapter(Policy)
 _purpose: TypeAdapter[Purpose] = TypeAdapter(Purpose)
+
+# JSON has numbers of any size, and true is a number to Python: neither passes for what a sampler takes.
+_number: TypeAdapter[float] = TypeAdapter(Annotated[float, Field(strict=True, allow_inf_nan=False)])
+_integer: TypeAdapter[int] = TypeAdapter(Annotated[int, Field(strict=True, ge=-(2**63), lt=2**63)])
+_flag: TypeAdapter[bool] = TypeAdapter(Annotated[bool, Field(strict=True)])
+_object: TypeAdapter[dict[str, Any]] = TypeAdapter(dict[str, Any])
+_objects: TypeAdapter[list[dict[str, Any]]] = TypeAdapter(Annotated[list[dict[str, Any]], Field(fail_fast=True)])
+INTEGERS = ("top_k", "n", "seed", "max_tokens", "max_completion_tokens", "min_tokens", "top_logprobs")
+KINDS: tuple[tuple[Collection[str], TypeAdapter[Any], str], ...] = (
+    (INTEGERS, _integer, "an integer of 64 bits"),
+    (NEUTRAL.keys() - {"top_k"}, _number, "a finite number"),
+    (("stream", "logprobs", "return_token_ids"), _flag, "true or false"),
+    (("stream_options",), _object, "an object"),
+    (("tools",), _objects, "a list of objects"),
+)
 
 # What a target answers when it, and not the client's request, is at fault: it does not know the model or our key.
 TARGET_FAULTS = frozenset({401, 403, 404})
@@ -110,23 +125,21 @@ def checked(body: Any) -> dict[str, Any]:
     messages = body.get("messages")
     if not isinstance(messages, list) or not messages or not all(isinstance(m, dict) for m in messages):
         raise GiveUpError("messages must be a list of at least one message object")
+    for names, kind, expected in KINDS:
+        for name in names:
+            if body.get(name) is not None and not _is(kind, body[name]):
+                raise GiveUpError(f"{name} must be {expected}")
     if body.get("n") not in (None, 1):
         raise GiveUpError("n must be 1: a call is recorded with its one reply")
-    for name in ("temperature", "top_p"):
-        value = body.get(name)
-        if value is not None and not (_is_number(value) and math.isfinite(value)):
-            raise GiveUpError(f"{name} must be a finite number")
-    for name in ("max_tokens", "max_completion_tokens", "seed"):
-        if body.get(name) is not None and not isinstance(body[name], int):
-            raise GiveUpError(f"{name} must be an integer")
-    tools = body.get("tools")
-    if tools is not None and not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
-        raise GiveUpError("tools must be a list of objects")
     return cast(dict[str, Any], body)
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+def _is(kind: TypeAdapter[Any], value: Any) -> bool:
+    try:
+        kind.validate_python(value)
+    except ValidationError:
+        return False
+    return True
 
 
 def route(document: RouteDocument, agent_id: str, started_at: datetime, now: datetime, window_s: int) -> Route:
@@ -151,105 +164,13 @@ def target_failed(status: int) -> bool:
     return status >= 500 or status in TARGET_FAULTS
 
 
-def upstream_body(asked: Asked, model: str) -> dict[str, Any]:
-    """What the target is asked: the client's body, sampling written out, and what training needs in the reply."""
-    body = {
-        **asked.body,
-        "model": model,
-        "temperature": sampled(asked, "temperature"),
-        "top_p": sampled(asked, "top_p"),
-        "logprobs": True,
-        "return_token_ids": True,
-    }
+def upstream_body(asked: Asked, target: Target) -> dict[str, Any]:
+    """What the target is asked: the client's body, neutral sampling written out, and what training needs in the reply.
+
+    What is left unsaid a server fills in by itself: vLLM from the model's ``generation_config.json``.
+    """
+    unsaid = {name: NEUTRAL[name] for name in target.neutral if asked.body.get(name) is None}
+    body = {**asked.body, **unsaid, "model": target.model, "logprobs": True, "return_token_ids": True}
     if asked.streams:
         body["stream_options"] = {**(body.get("stream_options") or {}), "include_usage": True}
     return body
-
-
-def sampled(asked: Asked, name: Literal["temperature", "top_p"]) -> float:
-    """The sampling parameter that the target is given: the client's, or OpenAI's default of 1."""
-    value = asked.body.get(name)
-    return 1.0 if value is None else float(value)
-
-
-def bared(asked: Asked, choice: dict[str, Any]) -> dict[str, Any]:
-    """A choice without the token ids and logprobs that the client did not ask for."""
-    unasked = set()
-    if not asked.body.get("return_token_ids"):
-        unasked.add("token_ids")
-    if not asked.body.get("logprobs"):
-        unasked.add("logprobs")
-    return {name: value for name, value in choice.items() if name not in unasked}
-
-
-def for_client(asked: Asked, reply: dict[str, Any], call_id: str, version: str) -> dict[str, Any]:
-    """The reply, or a chunk of one, as the client sees it: our call id, the version's name, nothing unasked."""
-    seen = {**reply, "id": call_id, "model": version}
-    seen["choices"] = [bared(asked, choice) for choice in reply.get("choices") or []]
-    if not asked.body.get("return_token_ids"):
-        seen.pop("prompt_token_ids", None)
-    return seen
-
-
-@dataclass(frozen=True)
-class Answered:
-    """What came of a call: the version that answered, and the reply in OpenAI's form."""
-
-    call_id: str
-    route: Route
-    version: str
-    reply: dict[str, Any]
-    latency_ms: float
-    incomplete: bool = False
-    broken_off: bool = False  # by the model's server, and not by a client that left
-
-    @property
-    def fallback(self) -> bool:
-        return self.version != self.route.assigned
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """The messages to record: all of them, or what follows the base call's messages and reply."""
-
-    messages: list[dict[str, Any]]
-    base_call_id: str | None = field(default=None)
-
-
-def recorded(asked: Asked, run: Run, answered: Answered, prompt: Prompt, now: datetime) -> LlmCallMade:
-    """The step event of a call. Raises ValidationError where the target's reply does not fit the contract."""
-    extra: dict[str, Any] = {}
-    if answered.fallback:
-        extra |= {"assigned_version": answered.route.assigned, "fallback": True}
-    if answered.incomplete:
-        extra["incomplete"] = True
-    if answered.broken_off:
-        extra["broken_off"] = True
-    body, reply = asked.body, answered.reply
-    limit = body.get("max_completion_tokens")
-    call = LlmCall(
-        call_id=answered.call_id,
-        base_call_id=prompt.base_call_id,
-        purpose=run.purpose,
-        model=asked.policy,
-        model_version=answered.version,
-        messages=prompt.messages,
-        response=reply["choices"][0],
-        prompt_token_ids=reply.get("prompt_token_ids"),
-        tools=body.get("tools"),
-        temperature=sampled(asked, "temperature"),
-        top_p=sampled(asked, "top_p"),
-        max_tokens=body.get("max_tokens") if limit is None else limit,
-        seed=body.get("seed"),
-        latency_ms=answered.latency_ms,
-        usage=reply.get("usage"),
-        **extra,
-    )
-    return LlmCallMade(
-        policy=asked.policy,
-        trajectory_id=run.trajectory_id,
-        started_at=run.started_at,
-        occurred_at=now,
-        step=run.step,
-        call=call,
-    )

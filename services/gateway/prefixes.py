@@ -7,7 +7,7 @@ import json
 from collections import OrderedDict
 from typing import Any
 
-from services.gateway.domain import Prompt
+from services.gateway.record_domain import Prompt
 
 Key = tuple[str, str, str]
 

@@ -15,14 +15,17 @@ from pydantic_core import to_json
 from ratchet_sdk.events import LlmCallMade, uuid7
 
 from services.gateway.assembly import Assembly
-from services.gateway.domain import Answered, Asked, Route, for_client, recorded, route, upstream_body
+from services.gateway.domain import Asked, Route, route, upstream_body
 from services.gateway.health import Tally
+from services.gateway.keys_domain import tokens_of
 from services.gateway.prefixes import Prefixes
+from services.gateway.record_domain import Answered, for_client, recorded
 from shared.errors import RatchetError, reason
 from shared.routing import RouteDocument, Target
 from shared.telemetry import logger
 
 REQUESTS = Counter("ratchet_gateway_requests_total", "Calls, by their version's role and outcome", ["role", "outcome"])
+UNRECORDED = Counter("ratchet_gateway_unrecorded_total", "Answered calls that named no run", ["policy"])
 SECONDS = Histogram(
     "ratchet_gateway_request_seconds",
     "Seconds from a call's arrival to its recorded reply",
@@ -103,6 +106,14 @@ class Records(Protocol):
     async def put(self, agent_id: str, event: LlmCallMade) -> None: ...
 
 
+class Meter(Protocol):
+    """The client's key, as far as what it uses is counted."""
+
+    def spend(self, tokens: int) -> None: ...
+
+    def unrecorded(self) -> bool: ...
+
+
 class Tallies(Protocol):
     def of(self, policy: str, version: str, role: str) -> Tally: ...
 
@@ -117,12 +128,13 @@ class _Taken(Generic[Got]):
     call_id: str
     route: Route
     version: str
+    sent: dict[str, Any]
     got: Got
     began: float
 
     def answered(self, reply: dict[str, Any], *, incomplete: bool = False, broken_off: bool = False) -> Answered:
         latency_ms = (time.perf_counter() - self.began) * 1000
-        return Answered(self.call_id, self.route, self.version, reply, latency_ms, incomplete, broken_off)
+        return Answered(self.call_id, self.route, self.version, reply, latency_ms, self.sent, incomplete, broken_off)
 
     @property
     def headers(self) -> dict[str, str]:
@@ -142,23 +154,35 @@ class Gateway:
     def policies(self) -> list[str]:
         return self._routes.policies()
 
-    async def complete(self, asked: Asked) -> Whole | Refused | Unanswered | Unknown:
+    async def complete(self, asked: Asked, meter: Meter) -> Whole | Refused | Unanswered | Unknown:
         """A whole reply; its record has been acknowledged, or waits to be."""
         taken = await self._taken(asked, self._targets.ask)
         if not isinstance(taken, _Taken):
             return taken
         answered = taken.answered(taken.got.reply)
+        meter.spend(tokens_of(answered.reply, taken.sent))
+        self._look_for_run(asked, meter)
         await self._record(asked, answered)
         self._count(asked, answered)
         seen = for_client(asked, answered.reply, answered.call_id, answered.version)
         return Whole(to_json(seen), taken.headers)
 
-    async def stream(self, asked: Asked) -> Streamed | Refused | Unanswered | Unknown:
+    async def stream(self, asked: Asked, meter: Meter) -> Streamed | Refused | Unanswered | Unknown:
         """A reply as server-sent events; its record comes before ``[DONE]``."""
         taken = await self._taken(asked, self._targets.open)
         if not isinstance(taken, _Taken):
             return taken
-        return Streamed(self._events(asked, taken), taken.headers)
+        self._look_for_run(asked, meter)
+        return Streamed(self._events(asked, taken, meter), taken.headers)
+
+    def _look_for_run(self, asked: Asked, meter: Meter) -> None:
+        """A call that names no run is answered and not recorded: that is said once a day for each key."""
+        if asked.run is not None:
+            return
+        UNRECORDED.labels(asked.policy).inc()
+        if meter.unrecorded():
+            action = "send X-Ratchet-Trajectory, as the SDK's wrap_openai does"
+            logger().warning("call_not_recorded", agent=asked.agent_id, policy=asked.policy, action=action)
 
     async def _taken(
         self, asked: Asked, ask: Callable[[Target, dict[str, Any]], Awaitable[Got | Refused | Broken]]
@@ -170,9 +194,8 @@ class Gateway:
         chosen = route(document, asked.agent_id, asked.started_at, datetime.now(UTC), self._window_s)
         for version in chosen.attempts:
             target, began = document.targets.get(version), time.perf_counter()
-            outcome = (
-                Broken("it has no target") if target is None else await ask(target, upstream_body(asked, target.model))
-            )
+            sent = {} if target is None else upstream_body(asked, target)
+            outcome = Broken("it has no target") if target is None else await ask(target, sent)
             match outcome:
                 case Refused():
                     REQUESTS.labels(chosen.role, "refused").inc()
@@ -180,11 +203,11 @@ class Gateway:
                 case Broken(why):
                     logger().warning("target_failed", policy=asked.policy, version=version, reason=why)
                 case _:
-                    return _Taken(f"chatcmpl-{uuid7().hex}", chosen, version, outcome, began)
+                    return _Taken(f"chatcmpl-{uuid7().hex}", chosen, version, sent, outcome, began)
         self._count_failure(asked, chosen)
         return Unanswered(chosen.assigned)
 
-    async def _events(self, asked: Asked, taken: _Taken[Opened]) -> AsyncIterator[bytes]:
+    async def _events(self, asked: Asked, taken: _Taken[Opened], meter: Meter) -> AsyncIterator[bytes]:
         assembly = Assembly()
         wants_usage = bool((asked.body.get("stream_options") or {}).get("include_usage"))
         settled = broken_off = False
@@ -204,6 +227,8 @@ class Gateway:
             message = "the model's server broke off; what came is not the whole reply"
             yield _event({"error": {"message": message, "type": "server_error", "param": None, "code": "broken_off"}})
         finally:
+            if assembly.started:
+                meter.spend(tokens_of(assembly.reply(), taken.sent))
             if not settled and assembly.started:  # broken off, or the client left: it acted on what it had
                 record = taken.answered(assembly.reply(), incomplete=True, broken_off=broken_off)
                 self._soon(self._record(asked, record))
@@ -236,6 +261,7 @@ class Gateway:
         chosen = answered.route
         tally = self._tallies.of(asked.policy, chosen.assigned, chosen.role)
         tally.requests += 1
+        tally.unrecorded += asked.run is None
         tally.fallbacks += answered.fallback
         tally.latency_ms_sum += answered.latency_ms
         REQUESTS.labels(chosen.role, "fallback" if answered.fallback else "answered").inc()

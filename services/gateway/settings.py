@@ -1,16 +1,16 @@
 from __future__ import annotations
 
-from pydantic import Field, SecretStr
+from pydantic import Field
 
 from shared.settings import Settings
 
 
 class GatewaySettings(Settings):
-    gateway_secret: SecretStr = Field(description="secret that agents' gateway keys are made with", min_length=8)
     request_timeout_s: float = Field(60.0, gt=0, description="longest time a model may take to answer, or to go on")
     connect_timeout_s: float = Field(2.0, gt=0, description="longest time to connect to a model's server")
     target_connections: int = Field(256, ge=1, description="connections to models' servers at most")
     body_limit_bytes: int = Field(2 * 1024 * 1024, ge=1024, description="largest request body that is read")
+    body_timeout_s: float = Field(10.0, gt=0, description="longest time for a request's body to come")
     record_wait_s: float = Field(2.0, ge=0, description="how long a reply waits until its record is acknowledged")
     record_backlog: int = Field(10_000, ge=1, description="records kept in memory while the broker is away")
     health_s: float = Field(2.0, gt=0, description="how often each version's health is reported")

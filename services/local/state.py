@@ -22,7 +22,6 @@ EXPORTED = (
     "RATCHET_GATEWAY_URL",
     "RATCHET_INFERENCE_URL",
     "RATCHET_ADMIN_URL",
-    "RATCHET_GATEWAY_SECRET",
     "RATCHET_ARTIFACTS_DIR",
     "RATCHET_WINDOW_S",
 )
@@ -72,7 +71,6 @@ def kept_settings(directory: Path, ports: Mapping[str, int]) -> dict[str, str]:
         "RATCHET_GATEWAY_URL": f"{url['gateway']}/v1",
         "RATCHET_INFERENCE_URL": f"{url['inference']}/v1",
         "RATCHET_ADMIN_URL": url["admin"],
-        "RATCHET_GATEWAY_SECRET": kept_secret(directory / "secrets" / "gateway"),
         "RATCHET_ADMIN_TOKEN": kept_secret(directory / "secrets" / "admin"),
     }
 

@@ -13,7 +13,6 @@ class CliSettings(Settings):
     gateway_url: str | None = Field(None, description="where agents' model calls go; `ratchet up` sets it")
     admin_url: str | None = Field(None, description="the operators' page; `ratchet up` sets it")
     inference_url: str | None = Field(None, description="where the inference service answers; `ratchet up` sets it")
-    gateway_secret: SecretStr | None = Field(None, description="what agents' gateway keys are made from")
     judge: str = Field("outcome", description="the judge that doctor checks: outcome or ruler")
     judge_base_url: str | None = Field(None, description="OpenAI-compatible endpoint of the judge")
     judge_api_key: SecretStr | None = Field(None, description="its key")

@@ -114,7 +114,7 @@ async def test_servers_that_are_away_fail_and_the_rest_is_still_looked_at(
 async def test_what_a_service_elsewhere_needs_is_a_warning(
     ratchet: Ratchet, bus: Bus, environment: pytest.MonkeyPatch
 ) -> None:
-    environment.delenv("RATCHET_GATEWAY_SECRET")
+    environment.delenv("RATCHET_ADMIN_TOKEN")
     said = await ratchet("doctor", "--json")
     assert said.code == 0, said.out
     assert verdicts(said)["configuration"] == "warn"

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
+from ratchet_sdk.sampling import NAMES, NEUTRAL
+from ratchet_sdk.sampling import asked as sampled
 
-from services.gateway import domain
+from services.gateway import domain, record_domain
 from services.gateway.assembly import Assembly
-from services.gateway.domain import Asked, Prompt
+from services.gateway.domain import Asked
 from services.gateway.prefixes import Prefixes
+from services.gateway.record_domain import Prompt
 from shared.errors import GiveUpError
 from shared.routing import Arm, Plan, RouteDocument, Target, assigned
 from shared.windows import window_at
@@ -46,6 +51,15 @@ def document(quarantined: list[str]) -> RouteDocument:
         ({"model": "p", "messages": MESSAGES, "temperature": True}, "temperature"),
         ({"model": "p", "messages": MESSAGES, "top_p": float("inf")}, "top_p"),
         ({"model": "p", "messages": MESSAGES, "seed": 0.5}, "seed"),
+        ({"model": "p", "messages": MESSAGES, "seed": 2**63}, "seed"),
+        ({"model": "p", "messages": MESSAGES, "max_tokens": True}, "max_tokens"),
+        ({"model": "p", "messages": MESSAGES, "top_k": 1.5}, "top_k"),
+        ({"model": "p", "messages": MESSAGES, "stream": 1}, "stream must be true or false"),
+        ({"model": "p", "messages": MESSAGES, "logprobs": 3}, "logprobs must be true or false"),
+        ({"model": "p", "messages": MESSAGES, "return_token_ids": "yes"}, "return_token_ids"),
+        ({"model": "p", "messages": MESSAGES, "stream_options": 5}, "stream_options"),
+        ({"model": "p", "messages": MESSAGES, "n": True}, "n must be an integer"),
+        *[({"model": "p", "messages": MESSAGES, name: 10**400}, name) for name in NEUTRAL],
         ({"model": "p", "messages": MESSAGES, "tools": {}}, "tools"),
     ],
 )
@@ -126,18 +140,40 @@ def test_which_answers_are_the_target_s_fault() -> None:
     ]
 
 
+TARGET = Target(base_url="http://x/v1", model="sha", artifact_sha256="sha")
+
+
 def test_sampling_is_written_out() -> None:
-    body = domain.upstream_body(asked(top_p=0.5, stream=True, stream_options={"x": 1}, stop=["."]), "sha")
-    assert (body["temperature"], body["top_p"], body["stop"], body["model"]) == (1.0, 0.5, ["."], "sha")
+    body = domain.upstream_body(asked(top_p=0.5, stream=True, stream_options={"x": 1}, stop=["."]), TARGET)
+    assert {name: body[name] for name in NEUTRAL} == {**NEUTRAL, "top_p": 0.5}
+    assert (body["stop"], body["model"]) == (["."], "sha")
     assert body["stream_options"] == {"x": 1, "include_usage": True}
-    assert "stream_options" not in domain.upstream_body(asked(), "sha")
+    assert "stream_options" not in domain.upstream_body(asked(), TARGET)
+
+
+@given(
+    st.dictionaries(st.sampled_from(NAMES), st.none() | st.floats(0, 2) | st.text(max_size=3)),
+    st.sets(st.sampled_from(sorted(NEUTRAL))),
+)
+def test_what_is_recorded_is_what_was_sent(given: dict[str, Any], known: set[str]) -> None:
+    target = TARGET.model_copy(update={"neutral": sorted(known)})
+    sent = domain.upstream_body(asked(**given), target)
+    sampling = sampled(sent)
+    named = {name: value for name, value in given.items() if value is not None}
+    assert sampling == {**{name: NEUTRAL[name] for name in known}, **named}
+    assert all(sent[name] == value for name, value in sampling.items())
+
+
+def test_a_target_is_told_no_neutral_value_that_nobody_knows() -> None:
+    with pytest.raises(ValidationError, match="top_z"):
+        Target(base_url="http://x/v1", model="m", artifact_sha256="m", neutral=["top_z"])
 
 
 def test_what_the_client_asked_for_stays() -> None:
     reply = {"id": "up", "prompt_token_ids": [1], "choices": [{"index": 0, "token_ids": [2], "logprobs": {}}]}
-    bare = domain.for_client(asked(), reply, "c", "v1")
+    bare = record_domain.for_client(asked(), reply, "c", "v1")
     assert bare == {"id": "c", "model": "v1", "choices": [{"index": 0}]}
-    full = domain.for_client(asked(logprobs=True, return_token_ids=True), reply, "c", "v1")
+    full = record_domain.for_client(asked(logprobs=True, return_token_ids=True), reply, "c", "v1")
     assert full == {**reply, "id": "c", "model": "v1"}
 
 
@@ -145,10 +181,11 @@ def test_a_record_says_what_really_answered() -> None:
     request = asked(max_tokens=5, max_completion_tokens=7, seed=3)
     run = domain.Run("t", 1, NOON, "action", "c0")
     reply = {"choices": [{"message": {"content": "x"}, "finish_reason": "stop"}]}
-    answered = domain.Answered(
-        "c1", domain.Route("v2", "candidate", ("v2", "v1")), "v1", reply, 3.5, incomplete=True, broken_off=True
+    sent = domain.upstream_body(request, TARGET)
+    answered = record_domain.Answered(
+        "c1", domain.Route("v2", "candidate", ("v2", "v1")), "v1", reply, 3.5, sent, incomplete=True, broken_off=True
     )
-    event = domain.recorded(request, run, answered, Prompt([], "c0"), NOON)
+    event = record_domain.recorded(request, run, answered, Prompt([], "c0"), NOON)
     assert event.call.model_extra == {
         "assigned_version": "v2",
         "fallback": True,
@@ -156,7 +193,22 @@ def test_a_record_says_what_really_answered() -> None:
         "broken_off": True,
     }
     assert (event.call.model_version, event.call.base_call_id) == ("v1", "c0")
+    assert event.call.sampling == {**NEUTRAL, "max_tokens": 5, "max_completion_tokens": 7, "seed": 3}
     assert (event.call.max_tokens, event.call.seed, event.call.latency_ms) == (7, 3, 3.5)
+
+
+def test_what_the_contract_does_not_take_of_a_reply_is_left_out_and_named() -> None:
+    choice = {"message": {"content": "x"}, "finish_reason": "stop", "logprobs": [1]}
+    reply = {"choices": [choice], "usage": [3], "prompt_token_ids": [1, "two"]}
+    answered = record_domain.Answered("c1", domain.Route("v1", "best", ("v1",)), "v1", reply, 3.5, {})
+    run = domain.Run("t", 1, NOON, "action", None)
+    call = record_domain.recorded(asked(), run, answered, Prompt(MESSAGES), NOON).call
+    assert (call.usage, call.prompt_token_ids, call.response) == (None, None, choice)
+    named = [words.split(":")[0] for words in (call.model_extra or {})["left_out"]]
+    assert named == ["prompt_token_ids.1", "usage"]
+    nameless = replace(answered, call_id="")
+    with pytest.raises(ValidationError):
+        record_domain.recorded(asked(), run, nameless, Prompt(MESSAGES), NOON)
 
 
 def test_a_prompt_is_told_by_what_it_adds_only_to_the_same_beginning() -> None:

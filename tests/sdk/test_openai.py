@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import openai
 import pytest
 from openai import AsyncOpenAI
+from pydantic import BaseModel
 from ratchet_sdk import Recorder
 from ratchet_sdk.events import Step
 from ratchet_sdk.openai import wrap_openai
@@ -37,6 +40,33 @@ async def test_elsewhere_the_whole_call_is_recorded(provider: Provider, recorder
     assert first.usage["completion_tokens"] == 2
     assert first.latency_ms is not None
     assert second.messages[1] == {"role": "assistant", "content": "buy"}
+
+
+async def test_how_a_reply_was_drawn_is_recorded_whole(provider: Provider, recorder: Recorder, bus: Bus) -> None:
+    class Order(BaseModel):
+        side: str
+
+    client = client_of(provider, recorder)
+    named: Any = {"temperature": 0.5, "presence_penalty": 0.1, "stop": ["."], "logit_bias": {"7": -1}, "max_tokens": 9}
+    tool = {"type": "function", "function": {"name": "order"}}
+    async with recorder.trajectory() as run, run.step():
+        await client.chat.completions.create(
+            model="m",
+            messages=ASK,
+            tools=[tool],  # type: ignore[list-item]  # a tool's parameters may be left away
+            tool_choice="required",
+            top_p=openai.NOT_GIVEN,
+            extra_body={"top_k": 20, "min_p": 0.05, "guided_regex": "a|b"},
+            **named,
+        )
+        await client.chat.completions.parse(model="m", messages=ASK, response_format=Order)
+        await client.chat.completions.create(model="m", messages=ASK)
+    first, parsed, last = await calls(recorder, bus)
+    asked = {"top_k": 20, "min_p": 0.05, "guided_regex": "a|b", "tool_choice": "required"}
+    assert first.sampling == {**named, **asked}
+    schema = {"name": "Order", "schema": Order.model_json_schema()}
+    assert parsed.sampling == {"response_format": {"type": "json_schema", "json_schema": schema}}
+    assert last.sampling is None
 
 
 async def test_a_stream_is_handed_on_and_recorded_as_a_whole(provider: Provider, recorder: Recorder, bus: Bus) -> None:

@@ -61,6 +61,8 @@ export interface ProviderAccess {
  * One model call. With ``base_call_id``, ``messages`` holds only what follows that call's messages and reply.
  *
  * ``response`` is an OpenAI ``choice``; where the server gave them it holds ``logprobs`` and ``token_ids``.
+ * ``sampling`` is how that was drawn, whole, in the request's own names (``ratchet_sdk.sampling``); ``temperature``,
+ * ``top_p``, ``max_tokens`` and ``seed`` say a part of it again.
  * A call that only refers to one recorded elsewhere (by the gateway) has a ``call_id`` and no ``response``.
  */
 export interface LlmCall {
@@ -82,6 +84,9 @@ export interface LlmCall {
         [k: string]: unknown;
       }[]
     | null;
+  sampling?: {
+    [k: string]: unknown;
+  } | null;
   temperature?: number | null;
   top_p?: number | null;
   max_tokens?: number | null;
