@@ -9,10 +9,12 @@ from typing import Annotated, Any
 import typer
 
 from services.terminal.output import AsJson, Policy, console, print_json, printable, progress, task
-from shared.errors import ConfigurationError
+from shared.errors import ConfigurationError, GiveUpError
 
 FORMATS = ("openai-chat", "groups")
-Close = Annotated[bool, typer.Option("--close", help="Then close the window, and wait until it is closed.")]
+Close = Annotated[
+    bool, typer.Option("--close", help="Then close its window, and wait for that; not where others act in it.")
+]
 
 
 def import_(
@@ -60,11 +62,15 @@ async def _import(
         pool = await stack.enter_async_context(session.database(settings))
         at, window = await importing.moment(settings.window_s, pool)
         made = importing.plan(file, lines, policy, at)
+        if close and (why := await importing.in_use(pool, [window.window_id])):
+            raise GiveUpError(f"{why}; nothing was imported")
         bar = stack.enter_context(progress())
         await importing.publish(bus, made, task(bar, "publish", made.size))
         if close:
             keys = [(run.agent_id, run.trajectory_id) for run in made.runs]
             windows = await importing.until_stored(pool, keys, task(bar, "store", len(keys)))
+            if why := await importing.in_use(pool, windows):  # they came while it ran
+                raise GiveUpError(f"{why}; what was imported is there")
             await importing.close_windows(bus, pool, windows, task(bar, "close", len(windows)))
     facts = sum(len(run.facts) for run in made.runs)
     return {

@@ -22,9 +22,10 @@ from services.interchange.reading import Line, joined
 from shared import subjects
 from shared.errors import GiveUpError, RetryLaterError
 from shared.trajectories import RunKey
-from shared.windows import Window, window_at
+from shared.windows import Window, window_at, window_of_id
 
 if TYPE_CHECKING:
+    from services.terminal.output import Task
     from shared.bus import Bus
     from shared.database import Pool
 
@@ -180,14 +181,35 @@ async def until_stored(pool: Pool, keys: Sequence[RunKey], advance: Advance) -> 
     return await store.windows_of_runs(pool, keys)
 
 
-async def close_windows(bus: Bus, pool: Pool, wanted: Sequence[str], advance: Advance) -> None:
-    """Ask the recorder to close windows, and wait until SQL says they are."""
+async def in_use(pool: Pool, wanted: Sequence[str]) -> str | None:
+    """Why these windows are not ours to close early; None where nobody else acts in them.
+
+    Whoever acted in a window or in the one before may act in it again, and what it then began would be late.
+    """
+    for window in map(window_of_id, wanted):
+        if others := await store.others(pool, [window.window_id, window.previous().window_id]):
+            who = others[0] if len(others) == 1 else f"{others[0]}, one of {len(others)} agents,"
+            return (
+                f"window {window.window_id} is not closed with --close: {who} acts in it, "
+                f"and what it began there later would be late; leave it until {window.ends_at:%H:%M:%S} UTC, or use `ratchet window close`"
+            )
+    return None
+
+
+async def close_windows(bus: Bus, pool: Pool, wanted: Sequence[str], task: Task) -> None:
+    """Ask the recorder to close windows, and wait until SQL says they are; ``task`` says what is waited for."""
     for window_id in wanted:
         await bus.command("recorder", "close_window", {"window_id": window_id})
+
+    async def closed() -> int:
+        open_runs = await store.open_runs(pool, wanted)
+        task.say(f"{open_runs} runs are open" if open_runs else "")
+        return await store.closed_windows(pool, wanted)
+
     await _until(
-        lambda: store.closed_windows(pool, wanted),
+        closed,
         len(wanted),
-        advance,
+        task,
         lambda n: f"{n} of {len(wanted)} windows are closed and nothing moves; see `ratchet windows`",
         stall_s=600.0,
     )

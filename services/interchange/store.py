@@ -44,6 +44,27 @@ async def windows_of_runs(pool: Pool, keys: Sequence[RunKey]) -> list[str]:
     return [row["window_id"] for row in rows]
 
 
+async def open_runs(pool: Pool, window_ids: Sequence[str]) -> int:
+    """How many runs of these windows have not ended, and hold their closing up."""
+    return int(
+        await pool.fetchval(
+            "select count(*) from trajectories where window_id = any($1::text[]) and status = 'open' and not late",
+            list(window_ids),
+        )
+    )
+
+
+async def others(pool: Pool, window_ids: Sequence[str]) -> list[str]:
+    """The agents with runs in these windows that were neither imported nor simulated."""
+    rows = await pool.fetch(
+        """select distinct agent_id from trajectories
+            where window_id = any($1::text[]) and trajectory_id not like 'imp-%' and agent_id not like 'sim-%'
+            order by agent_id""",
+        list(window_ids),
+    )
+    return [row["agent_id"] for row in rows]
+
+
 async def window_exists(pool: Pool, window_id: str) -> bool:
     return bool(await pool.fetchval("select exists (select from windows where window_id = $1)", window_id))
 

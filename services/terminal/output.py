@@ -6,7 +6,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING, Annotated, Any
@@ -182,7 +182,19 @@ def progress() -> Progress:
     )
 
 
-def task(bar: Progress, words: str, total: int) -> Callable[[int], None]:
-    """A line of the progress bar; call it with how much further it came."""
-    made = bar.add_task(words, total=total)
-    return lambda n: bar.advance(made, n)
+class Task:
+    """A line of the progress bar; call it with how much further it came, or have it say what it waits for."""
+
+    def __init__(self, bar: Progress, words: str, total: int) -> None:
+        self._bar, self._words = bar, words
+        self._made = bar.add_task(words, total=total)
+
+    def __call__(self, further: int) -> None:
+        self._bar.advance(self._made, further)
+
+    def say(self, why: str) -> None:
+        self._bar.update(self._made, description=f"{self._words} ({why})" if why else self._words)
+
+
+def task(bar: Progress, words: str, total: int) -> Task:
+    return Task(bar, words, total)

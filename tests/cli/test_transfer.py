@@ -24,6 +24,7 @@ from shared.database import Pool
 from shared.delivery import Delivery
 from shared.streams import stream_end
 from shared.trajectories import assemble
+from shared.windows import window_at, window_of_id
 from tests.admin import world
 from tests.cli.conftest import Ratchet
 from tests.cli.tiny_recorder import TinyRecorder
@@ -147,6 +148,58 @@ async def test_nothing_is_imported_into_a_closed_window(
         assert said.code == 75
         assert f"window {recorder.closed[0]} was closed already" in said.err
     assert await stream_end(bus, "STEPS") == before
+
+
+async def act(pool: Pool, window: str, agent: str = "ann", status: str = "open") -> None:
+    """A run of a live agent in a window."""
+    await pool.execute(
+        """insert into windows (window_id, starts_at, ends_at, length_s) values ($1, $2, $3, 3600)
+           on conflict do nothing""",
+        window,
+        window_of_id(window).starts_at,
+        window_of_id(window).ends_at,
+    )
+    await pool.execute(
+        """insert into trajectories (agent_id, trajectory_id, policy, window_id, scenario_id, started_at, status,
+                                     first_sequence) values ($1, 'live', 'default', $2, 's', $3, $4, 0)""",
+        agent,
+        window,
+        window_of_id(window).starts_at,
+        status,
+    )
+
+
+@pytest.mark.parametrize("ago", [0, 1])
+async def test_no_window_is_closed_on_others(ratchet: Ratchet, bus: Bus, pool: Pool, file: Path, ago: int) -> None:
+    now = window_at(datetime.now(UTC), 3600)
+    await act(pool, (now if ago == 0 else now.previous()).window_id, status="completed")
+    for command in (["import", str(file), "--close"], ["simulate", "--minutes", "1", "--rate", "1000", "--close"]):
+        said = await ratchet(*command)
+        assert said.code == 2
+        assert f"window {now.window_id} is not closed with --close: ann acts in it" in said.err
+    assert (await stream_end(bus, "STEPS")).sequence == 0
+
+
+async def test_a_window_is_closed_on_others_where_that_is_said(
+    ratchet: Ratchet, bus: Bus, pool: Pool, environment: pytest.MonkeyPatch
+) -> None:
+    recorder = TinyRecorder(bus, pool)
+    await recorder.start()
+    now = window_at(datetime.now(UTC), 3600)
+    assert "there is no window" in (await ratchet("window", "close", "--yes")).err
+    await act(pool, now.window_id)
+    assert "add --yes" in (await ratchet("window", "close", "--json")).err
+    asked: list[str] = []
+    environment.setattr("typer.confirm", lambda words, **_: asked.append(words))
+    said = await ratchet("window", "close")
+    assert said.code == 0, said.err
+    assert f"Window {now.window_id} has 1 runs of 1 agents, 1 of them open" in asked[0]
+    assert "until then will be late and never judged. Close it?" in asked[0]
+    assert recorder.closed == [now.window_id]
+    said = await ratchet("window", "close", now.window_id, "--yes", "--json")
+    assert said.json == {"window_id": now.window_id, "runs": 1, "were_open": 1, "state": "closed"}
+    assert recorder.closed == [now.window_id], "it is asked once"
+    assert "is no window id" in (await ratchet("window", "close", "soon", "--yes")).err
 
 
 async def test_the_next_window_is_waited_for(
