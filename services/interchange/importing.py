@@ -190,8 +190,8 @@ async def in_use(pool: Pool, wanted: Sequence[str]) -> str | None:
         if others := await store.others(pool, [window.window_id, window.previous().window_id]):
             who = others[0] if len(others) == 1 else f"{others[0]}, one of {len(others)} agents,"
             return (
-                f"window {window.window_id} is not closed with --close: {who} acts in it, "
-                f"and what it began there later would be late; leave it until {window.ends_at:%H:%M:%S} UTC, or use `ratchet window close`"
+                f"window {window.window_id} is not closed with --close: {who} acts in it, and what it began there "
+                f"later would be late; wait until {window.ends_at:%H:%M:%S} UTC, or use `ratchet window close`"
             )
     return None
 
