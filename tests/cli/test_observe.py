@@ -128,6 +128,33 @@ def test_evidence_in_words() -> None:
     assert observe.evidence({**row, "windows": 3, "difference": -0.25}) == "-0.25 against control in 3 windows"
 
 
+async def test_runs_are_listed_newest_first(ratchet: Ratchet, pool: Pool) -> None:
+    await world.build(pool)
+    await pool.execute("update trajectories set started_at = started_at + interval '1 s' where trajectory_id = 'run-2'")
+    rows = (await ratchet("runs", "--json")).json
+    assert [(row["agent_id"], row["trajectory_id"]) for row in rows] == [
+        ("bob", "run-2"),
+        ("ann", "run-1"),
+        ("bob", "run-1"),
+    ]
+    assert (rows[1]["reward"], rows[1]["status"], rows[1]["group_state"]) == (1.5, "completed", "scored")
+
+    async def chosen(*options: str) -> list[str]:
+        return [f"{row['agent_id']} {row['trajectory_id']}" for row in (await ratchet("runs", "--json", *options)).json]
+
+    assert await chosen("--agent", "bob", "--limit", "1") == ["bob run-2"]
+    assert await chosen("--window", world.WINDOW, "--scenario", "ACME", "--policy", "default", "-a", "ann") == [
+        "ann run-1"
+    ]
+    for option in ("--window", "--scenario", "--policy"):
+        assert await chosen(option, "other") == []
+    assert await chosen("--status", "failed") == []
+    said = await ratchet("runs")
+    assert "run-2" in said.out
+    assert "scored" in said.out
+    assert "--status 'gone' is not known" in (await ratchet("runs", "--status", "gone")).err
+
+
 async def test_agents_and_their_keys(ratchet: Ratchet, pool: Pool, environment: pytest.MonkeyPatch) -> None:
     await world.build(pool)
     rows = (await ratchet("agents", "--json")).json
