@@ -22,9 +22,7 @@ CONVERSATIONS = 4  # of a run, that its next call may extend
 class Run:
     """One trajectory. Its end is ``completed``, ``failed`` by an exception, or ``truncated`` by a cancel."""
 
-    def __init__(
-        self, recorder: Sink, trajectory_id: str, started_at: datetime, opening: Mapping[str, Any]
-    ) -> None:
+    def __init__(self, recorder: Sink, trajectory_id: str, started_at: datetime, opening: Mapping[str, Any]) -> None:
         self.recorder = recorder
         self.trajectory_id = trajectory_id
         self.started_at = started_at
