@@ -36,7 +36,7 @@ OWNERS = {
         "judge_probes",
         "judge_releases",
     },
-    "trainer": {"batches", "batch_trajectories", "models", "artifacts"},
+    "trainer": {"batches", "batch_trajectories", "models", "artifacts", "readings"},
     "deployer": {"deployments", "routes", "assignments", "evidence", "incidents", "quarantines"},
     "admin": {"agents", "tokens", "audit"},
     "gateway": set(),
