@@ -46,6 +46,8 @@ class Finding:
 
 async def examine() -> list[Finding]:
     """Everything, in the order in which one would mend it."""
+    from services.cli import group_checks
+
     found = configuration()
     try:
         settings = session.settings()
@@ -60,6 +62,7 @@ async def examine() -> list[Finding]:
             found += await database(pool)
             if not any(f.part == "migrations" and f.verdict == "fail" for f in found):
                 found += [*await artifacts(pool, settings), await quality(pool), *await probes(pool, settings)]
+                found.append(await group_checks.groups(pool))
     found.append(await judge(settings))
     return found
 
