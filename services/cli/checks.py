@@ -303,5 +303,5 @@ async def quality(pool: Pool) -> Finding:
     detail = f"{worst['quality']:.3f} at worst ({worst['window_id']}), of the {len(rows)} newest windows"
     if worst["quality"] >= GOOD_QUALITY:
         return Finding("data quality", "ok", detail)
-    mend = "see its runs with `ratchet trajectory`: steps without a call, empty prompts, actions without a result"
+    mend = "see its runs with `ratchet trajectory`: no call, empty prompts, steps that are missing, wrong times"
     return Finding("data quality", "warn" if worst["quality"] >= POOR_QUALITY else "fail", detail, mend)
