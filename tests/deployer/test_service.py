@@ -191,7 +191,8 @@ async def put_run(
     if version is not None:
         await pool.execute(
             """insert into llm_calls
-                      (agent_id, trajectory_id, call_id, step, event_id, recorded, model_version, occurred_at, witnessed)
+                      (agent_id, trajectory_id, call_id, step, event_id, recorded, model_version, occurred_at,
+                       witnessed)
                values ($1, $2, 'c', 0, gen_random_uuid(), true, $3, $4, $5)""",
             agent,
             run,
