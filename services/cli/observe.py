@@ -111,7 +111,18 @@ def windows(
     if as_json:
         print_json(found)
         return
-    columns = ("window", "state", "runs", "groups", "scored", "ties", "small", "failed", "left out", "last")
+    columns: tuple[str, ...] = (
+        "window",
+        "state",
+        "runs",
+        "groups",
+        "scored",
+        "ties",
+        "small",
+        "failed",
+        "left out",
+        "last",
+    )
     columns += ("outcomes", "rewarded", "late", "agents", "quality")
     rows = [
         (
@@ -160,7 +171,7 @@ async def _windows(
     told = [f"{row['window_id']}: {'; '.join(said)}" for row in rows if (said := notes(row))]
     return {
         "windows": [{**row, "phase": phase(row)} for row in rows],
-        "notes": [*told, *([said] if (said := lonely(rows)) else [])],
+        "notes": [*told, *([alone] if (alone := lonely(rows)) else [])],
         "readiness": readiness,
     }
 

@@ -40,6 +40,7 @@ async def test_a_new_installation_has_nothing_broken(ratchet: Ratchet, bus: Bus)
         "database": "ok",
         "migrations": "ok",
         "artifacts": "warn",
+        "gateway": "ok",
         "judge": "warn",
         "data quality": "warn",
         "waits": "ok",
