@@ -134,8 +134,9 @@ class Endpoint:
                 response = await self.client.post("/chat/completions", cast_to=httpx.Response, body=body)
                 return _answer(response)
         except (TimeoutError, openai.APITimeoutError) as error:
-            if isinstance(error.__cause__, httpx.ConnectTimeout):  # what aiohttp's transport calls a refusal, too
-                raise _unreached(error.__cause__) from error
+            # What aiohttp's transport calls a refusal, too. Of httpx, or from openai 3 on of httpx2.
+            if error.__cause__ is not None and type(error.__cause__).__name__ == "ConnectTimeout":
+                raise _unreached(error) from error
             raise AskError(f"the judge did not answer within {self.settings.judge_timeout_s:g} s", "timeout") from error
         except openai.APIStatusError:
             raise
