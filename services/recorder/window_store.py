@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 
 from services.recorder.window_domain import OpenWindow
@@ -59,8 +59,8 @@ class WindowStore:
         )
         return state
 
-    async def due(self, ended_before: datetime, limit: int = 2000) -> list[OpenWindow]:
-        """Open windows whose end lies before ``ended_before`` or whose closing was asked for, oldest first."""
+    async def due(self, ended_before: datetime, but: Sequence[str] = (), limit: int = 2000) -> list[OpenWindow]:
+        """Open windows, ``but`` these, that ended before an instant or whose closing was asked for, oldest first."""
         rows = await self._pool.fetch(
             """select w.window_id, w.ends_at, w.close_requested, w.barrier_created, w.barrier_sequence,
                       (select max(t.started_at) from trajectories t
@@ -68,10 +68,11 @@ class WindowStore:
                       coalesce((select max(t.ended_sequence) from trajectories t
                         where t.window_id = w.window_id and not t.late), 0) as last_end_sequence
                  from windows w
-                where w.state = 'open' and (w.close_requested or w.ends_at <= $1)
+                where w.state = 'open' and (w.close_requested or w.ends_at <= $1) and w.window_id <> all($3::text[])
                 order by w.ends_at limit $2""",
             ended_before,
             limit,
+            list(but),
         )
         return [OpenWindow(**row) for row in rows]
 
@@ -137,11 +138,13 @@ class WindowStore:
             timedelta(seconds=limit_s),
         )
 
-    async def unannounced(self, limit: int = 100) -> list[Record]:
+    async def unannounced(self, but: Sequence[str] = (), limit: int = 100) -> list[Record]:
         return await self._pool.fetch(
             """select window_id, starts_at, ends_at, revision, agents, trajectories, late, quality
-                 from windows where state = 'closed' and announced_at is null order by closed_at, ends_at limit $1""",
+                 from windows where state = 'closed' and announced_at is null and window_id <> all($2::text[])
+                order by closed_at, ends_at limit $1""",
             limit,
+            list(but),
         )
 
     async def announced(self, window_id: str, revision: int) -> None:
