@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import psycopg
 import pytest
+from hypothesis import settings
 
 from services.local.embedded import NatsServer, PostgresServer
 from shared import database
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from tests.containers import NatsContainer
 
 TEMPLATE = "ratchet_template"
+settings.register_profile("ratchet", deadline=None)  # a machine that does other work besides is no fault of a rule
+settings.load_profile("ratchet")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -89,7 +89,7 @@ def base_create(
     as_json: AsJson = False,
 ) -> None:
     """Make a small model whose tokenizer is learned from conversations, and register it as the policy's base."""
-    from services.interchange.conversations import read_file
+    from services.interchange.reading import read_file
 
     settings = _settings()
     rows = list(read_file(corpus))

@@ -24,7 +24,9 @@ from services.cli import (
     launch,
     observe,
     outcomes,
+    runs,
     transfer,
+    window,
 )
 from services.cli.forget.command import forget
 from shared.errors import RatchetError, RetryLaterError
@@ -44,6 +46,7 @@ base = typer.Typer(
     help="Make or bring the model that a policy starts from.", no_args_is_help=True, rich_markup_mode=None
 )
 agents = typer.Typer(help="The agents that were seen; their credentials and gateway keys.", rich_markup_mode=None)
+one_window = typer.Typer(help="One window: close it before its time.", no_args_is_help=True, rich_markup_mode=None)
 letters = typer.Typer(
     help="What could never be handled, with its reason; show it, send it again.", rich_markup_mode=None
 )
@@ -68,8 +71,12 @@ app.command()(launch.run)
 app.command()(launch.migrate)
 app.command()(observe.status)
 app.command()(observe.windows)
+app.command()(runs.runs)
 app.command()(observe.trajectory)
 app.command()(observe.models)
+app.add_typer(one_window, name="window")
+one_window.callback()(window.one)
+one_window.command()(window.close)
 app.add_typer(agents, name="agents")
 agents.callback(invoke_without_command=True)(observe.agents)
 agents.command("key")(gateway_keys.agents_key)

@@ -6,13 +6,14 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING, Annotated, Any
 from uuid import UUID
 
 import typer
+from ratchet_sdk.values import mended
 
 from shared.errors import ConfigurationError
 
@@ -59,7 +60,7 @@ def json_text(value: Any, *, indent: int | None = None, ascii_only: bool = True)
     """``value`` as JSON that any reader takes, whatever an agent sent.
 
     What JSON has no number for stands there as the text ``"NaN"``, ``"Infinity"`` or ``"-Infinity"``, as protobuf's
-    JSON has it; half a surrogate pair becomes ``?``, as in the SDK.
+    JSON has it; half a surrogate pair becomes U+FFFD, as in the SDK.
     """
 
     def written(what: Any) -> str:
@@ -80,7 +81,7 @@ def sayable(value: Any) -> Any:
     """A copy made of what JSON can say. A number longer than Python writes out in decimals is in hexadecimal."""
     match value:
         case str():
-            return value.encode("utf-8", "replace").decode()
+            return str(mended(value))
         case None | bool():
             return value
         case float():
@@ -214,7 +215,19 @@ def progress() -> Progress:
     )
 
 
-def task(bar: Progress, words: str, total: int) -> Callable[[int], None]:
-    """A line of the progress bar; call it with how much further it came."""
-    made = bar.add_task(words, total=total)
-    return lambda n: bar.advance(made, n)
+class Task:
+    """A line of the progress bar; call it with how much further it came, or have it say what it waits for."""
+
+    def __init__(self, bar: Progress, words: str, total: int) -> None:
+        self._bar, self._words = bar, words
+        self._made = bar.add_task(words, total=total)
+
+    def __call__(self, further: int) -> None:
+        self._bar.advance(self._made, further)
+
+    def say(self, why: str) -> None:
+        self._bar.update(self._made, description=f"{self._words} ({why})" if why else self._words)
+
+
+def task(bar: Progress, words: str, total: int) -> Task:
+    return Task(bar, words, total)

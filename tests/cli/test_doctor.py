@@ -43,6 +43,7 @@ async def test_a_new_installation_has_nothing_broken(ratchet: Ratchet, bus: Bus)
         "judge": "warn",
         "data quality": "warn",
         "waits": "ok",
+        "groups": "ok",
     }
     assert "It works; what says warn wants a look." in (await ratchet("doctor")).out
 

@@ -60,7 +60,7 @@ async def test_every_command_takes_json(ratchet: Ratchet) -> None:
         ("trajectory", "Missing argument"),
         ("trajectory x --raw --json", "exclude each other"),
         ("demo --judge guess", "choose outcome or ruler"),
-        ("import gone.jsonl --format csv", "openai-chat is"),
+        ("import gone.jsonl --format csv", "choose openai-chat or groups"),
         ("import gone.jsonl --policy a.b", "is no policy name"),
         ("export --format csv", "choose groups or openai-chat"),
         ("base register .", "it has no config.json"),
