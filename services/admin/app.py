@@ -50,11 +50,11 @@ async def main() -> None:
             settings,
             bus,
             pool=pool,
-            http=application(store, bus, token, watch),
+            http=application(store, bus, token, watch, waiting),
             tasks=[
                 Periodic("gateway_keys", KEYS_S, KeyBucket(bus, credentials.gateway_keys).level),
                 Periodic("watch", LOOK_S, watch.look),
-                Periodic("waits", MEASURE_S, Waiting(store).measure),
+                Periodic("waits", MEASURE_S, waiting.measure),
             ],
         )
 

@@ -270,7 +270,10 @@ class Store(RouteStore):
                       (select count(*) from counted where version = $2) as runs,
                       (select count(*) from counted where version = $3) as control_runs,
                       (select count(*) from trajectories t join since using (window_id)
-                        where t.policy = $1 and t.model_name is distinct from t.policy) as unrouted,
+                        where t.policy = $1 and t.started and not t.late
+                          and not exists (select from assignments a
+                                           where (a.agent_id, a.trajectory_id) = (t.agent_id, t.trajectory_id))
+                      ) as unrouted,
                       (select count(*) from (
                           select from counted group by window_id, scenario_id
                           having bool_or(version = $2) and bool_or(version = $3)) met_by_both) as shared""",

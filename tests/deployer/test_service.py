@@ -390,7 +390,7 @@ async def put_settlement(pool: Pool, window: Window) -> None:
         (None, "deadline: no window was settled"),
         ({}, "deadline: no traffic"),
         ({"v0": "s", "other": "s"}, "deadline: no traffic: none of the runs was its own"),
-        ({"other": "s"}, "deadline: no traffic: 1 runs asked for another model than the policy's"),
+        ({"other": "s"}, "deadline: no traffic: 1 run was answered by no version"),
         ({"v1": "s"}, "deadline: no control"),
         ({"v0": "left", "v1": "right"}, "deadline: no shared scenario"),
         ({"v0": "s", "v1": "s"}, "deadline: no reward"),
