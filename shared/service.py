@@ -7,21 +7,26 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hmac
 import logging
 import os
 import signal
 import socket
 import sys
+import uuid
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import uvicorn
 from faststream.asgi import AsgiFastStream
 from faststream.asgi.types import ASGIApp
 from prometheus_client import make_asgi_app
+from pydantic import SecretStr
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
+from shared import subjects
 from shared.bus import Bus
 from shared.database import UNAVAILABLE, Pool
 from shared.errors import ConfigurationError, RatchetError, RetryLaterError
@@ -29,6 +34,9 @@ from shared.settings import Settings
 from shared.telemetry import TASK_FAILURES, UP, logger
 
 MEASURE_S = 5.0
+HTTP_LIMIT_S = 5.0
+ASKED_LIMIT_S = 2.0  # over the broker: whoever asks takes a longer silence for a process that hangs
+REPLICA = uuid.uuid4().hex  # of this process
 Check = Callable[[], Awaitable[str | None]]
 
 
@@ -83,20 +91,66 @@ class _Server(uvicorn.Server):
                 loop.remove_signal_handler(number)
 
 
-def _ready(checks: Sequence[Check]) -> ASGIApp:
+Allowed = Callable[[Request], bool]
+
+
+def bearer(token: SecretStr | None) -> Allowed:
+    """Whether a request shows the token; where none is set, everybody does."""
+    wanted = None if token is None else f"Bearer {token.get_secret_value()}".encode()
+
+    def allowed(request: Request) -> bool:
+        return wanted is None or hmac.compare_digest(request.headers.get("authorization", "").encode(), wanted)
+
+    return allowed
+
+
+def metrics(allowed: Allowed) -> ASGIApp:
+    """What Prometheus asks for, for who is allowed."""
+    exposed = make_asgi_app()
+
     async def answer(scope, receive, send) -> None:  # type: ignore[no-untyped-def]  # ASGI's own types
-        faults = []
-        for check in checks:
-            try:
-                fault = await asyncio.wait_for(check(), 5)
-            except TimeoutError:
-                fault = "a check took over 5 s"
-            if fault:
-                faults.append(fault)
-        response = JSONResponse({"ready": not faults, "faults": faults}, 503 if faults else 200)
+        if allowed(Request(scope, receive)):
+            await exposed(scope, receive, send)
+        else:
+            refusal = JSONResponse({"error": "send RATCHET_METRICS_TOKEN as a bearer token"}, 401)
+            await refusal(scope, receive, send)
+
+    return answer
+
+
+async def faults_of(checks: Sequence[Check], limit_s: float) -> list[str]:
+    """What is wrong with this process, in words."""
+    return [fault for fault in await asyncio.gather(*(_fault(check, limit_s) for check in checks)) if fault]
+
+
+async def _fault(check: Check, limit_s: float) -> str | None:
+    try:
+        return await asyncio.wait_for(check(), limit_s)
+    except TimeoutError:
+        return f"a check took over {limit_s:g} s"
+
+
+def ready(checks: Sequence[Check], allowed: Allowed) -> ASGIApp:
+    """A verdict for everybody, since health checks hold no token; its reasons for who shows it."""
+
+    async def answer(scope, receive, send) -> None:  # type: ignore[no-untyped-def]  # ASGI's own types
+        faults = await faults_of(checks, HTTP_LIMIT_S)
+        told = {"faults": faults} if allowed(Request(scope, receive)) else {}
+        response = JSONResponse({"ready": not faults, **told}, 503 if faults else 200)
         await response(scope, receive, send)
 
     return answer
+
+
+def presence(service: str, checks: Sequence[Check]) -> Callable[[], Awaitable[dict[str, Any]]]:
+    """The same verdict for who asks over the broker: that needs no address of any process."""
+
+    async def said() -> dict[str, Any]:
+        faults = await faults_of(checks, ASKED_LIMIT_S)
+        who = {"service": service, "replica": REPLICA, "name": f"{socket.gethostname()}:{os.getpid()}"}
+        return {**who, "ready": not faults, "faults": faults}
+
+    return said
 
 
 async def _health(scope, receive, send) -> None:  # type: ignore[no-untyped-def]  # ASGI's own types
@@ -132,6 +186,7 @@ async def serve(
     """
     tasks = [*tasks, Periodic("consumer_lag", MEASURE_S, bus.measure)]
     all_checks = [bus.ready, *([database_check(pool)] if pool else []), *checks]
+    allowed = bearer(settings.metrics_token)
 
     app = _App(
         bus.broker,
@@ -139,8 +194,8 @@ async def serve(
         on_shutdown=[bus.stopping, *on_stop],
         asgi_routes=[
             ("/health", _health),
-            ("/ready", _ready(all_checks)),
-            ("/metrics", make_asgi_app()),
+            ("/ready", ready(all_checks, allowed)),
+            ("/metrics", metrics(allowed)),
         ],
     )
     app.rest = http
@@ -157,6 +212,7 @@ async def serve(
         )
     )
     await bus.connect()
+    await bus.answer((subjects.ready(name), subjects.ready(name, REPLICA)), presence(name, all_checks))
     running: list[asyncio.Task[None]] = []
     UP.labels(name).set(1)
     try:

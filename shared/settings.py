@@ -28,6 +28,11 @@ class Settings(BaseSettings):
     artifacts_dir: Path = Field(Path(".ratchet/artifacts"), description="where checkpoints are kept")
     http_host: str = Field("127.0.0.1", description="where /health, /ready, /metrics and APIs listen")
     http_port: int = Field(0, ge=0, le=65535, description="0 lets the system choose")
+    metrics_token: SecretStr | None = Field(
+        None,
+        description="bearer token that /metrics and the reasons in /ready ask for; none: whoever reaches the port",
+        min_length=8,
+    )
     log_level: str = Field("INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="of structured logs")
     window_s: int = Field(3600, ge=1, le=7 * 86_400, description="length of a window in seconds")
     sweep_s: float = Field(2.0, gt=0, description="how often unannounced rows are looked for")

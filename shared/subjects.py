@@ -35,6 +35,11 @@ def command(service: str, verb: str) -> str:
     return f"command.{service}.{verb}"
 
 
+def ready(service: str, replica: str | None = None) -> str:
+    """Where every replica of a service, or one, is asked on core NATS whether it can do its work."""
+    return f"ready.{service}" if replica is None else f"ready.{service}.{replica}"
+
+
 @dataclass(frozen=True)
 class Stream:
     name: str

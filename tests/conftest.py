@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import hypothesis
 import psycopg
 import pytest
 
@@ -19,6 +20,9 @@ from shared.streams import provision
 
 if TYPE_CHECKING:
     from tests.containers import NatsContainer
+
+hypothesis.settings.register_profile("ratchet", deadline=None)  # a loaded machine is no fault of an example
+hypothesis.settings.load_profile("ratchet")
 
 TEMPLATE = "ratchet_template"
 

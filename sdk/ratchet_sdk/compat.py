@@ -14,7 +14,7 @@ the refused and said in the log, like everything that cannot be recorded. New co
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from typing import Any
 
 from ratchet_sdk.recorder import Recording
@@ -109,7 +109,7 @@ class TrajectoryRecorder:
                 messages=messages or [*opening, {"role": "user", "content": user_prompt}],
                 response=response,
                 model=model,
-                purpose=purpose if isinstance(purpose, str) and purpose in PURPOSES else "action",
+                purpose=self._known("purpose", purpose, PURPOSES) or "action",
                 usage={name: count for name, count in usage.items() if count is not None} or None,
                 **more,
             )
@@ -157,7 +157,14 @@ class TrajectoryRecorder:
         run.final({name.removeprefix(FINAL): value for name, value in more.items() if name.startswith(FINAL)})
         run.metrics({k: v for k, v in more.items() if not k.startswith(FINAL)})
         run.metrics(metrics)
-        run.end(STATUSES.get(status, "failed") if isinstance(status, str) else "failed")
+        run.end(STATUSES[self._known("status", status, STATUSES) or "failed"])
+
+    def _known(self, what: str, given: Any, known: Container[str]) -> str | None:
+        """``given``, or None, counted, where the wire contract has no word for it."""
+        if isinstance(given, str) and given in known:
+            return given
+        self._recorder.refuse(f"the {what} {_named(given)} is not known, and was replaced")
+        return None
 
     def _run(self, trajectory_id: str) -> Run | None:
         run = self._runs.get(trajectory_id) if isinstance(trajectory_id, str) else None

@@ -69,7 +69,7 @@ EventId = Annotated[UUID, AfterValidator(_is_uuid7)]
 class Wire(BaseModel):
     """What every published object shares: unknown fields are kept as they came."""
 
-    model_config = ConfigDict(extra="allow", populate_by_name=True, serialize_by_alias=True)
+    model_config = ConfigDict(extra="allow", populate_by_name=True, serialize_by_alias=True, ser_json_inf_nan="strings")
 
 
 class Model(Wire):

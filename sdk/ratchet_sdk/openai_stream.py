@@ -1,4 +1,4 @@
-"""Streams of chat completions, handed on chunk by chunk and put together for the record."""
+"""Streams of chat completions, handed on chunk by chunk and recorded as the whole that they make."""
 
 from __future__ import annotations
 
@@ -7,73 +7,12 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from types import TracebackType
 from typing import Any, Self
 
+from ratchet_sdk.assembly import StreamedReply
 from ratchet_sdk.step import RunStep
 from ratchet_sdk.values import message_of
 
 # What came as a completion, or None where no chunk came; and the error that ended it.
 Told = Callable[[dict[str, Any] | None, BaseException | None], None]
-
-
-class StreamedReply:
-    """A stream's chunks, put together as the completion that was not streamed."""
-
-    def __init__(self) -> None:
-        self._whole: dict[str, Any] = {}
-        self._choices: dict[int, StreamedChoice] = {}
-
-    def add(self, chunk: dict[str, Any]) -> None:
-        for name in ("id", "model", "usage", "prompt_token_ids"):
-            if chunk.get(name) is not None:
-                self._whole[name] = chunk[name]
-        for choice in chunk.get("choices") or []:
-            index = choice.get("index") or 0
-            self._choices.setdefault(index, StreamedChoice(index)).add(choice)
-
-    def completion(self) -> dict[str, Any] | None:
-        """A completion as far as it came: ``finish_reason`` is null where the stream was cut. None of no chunk."""
-        choices = [choice.whole() for _, choice in sorted(self._choices.items())]
-        return {**self._whole, "choices": choices} if choices else None
-
-
-class StreamedChoice:
-    def __init__(self, index: int) -> None:
-        self._message: dict[str, Any] = {"role": "assistant", "content": None}
-        self._choice: dict[str, Any] = {"index": index, "finish_reason": None}
-        self._tools: dict[int, dict[str, Any]] = {}
-
-    def add(self, choice: dict[str, Any]) -> None:
-        for name, value in (choice.get("delta") or {}).items():
-            if name == "tool_calls":
-                for call in value or []:
-                    self._add_tool_call(call)
-            elif name == "role":
-                self._message["role"] = value or "assistant"
-            elif isinstance(value, str):
-                self._message[name] = (self._message.get(name) or "") + value
-        if choice.get("finish_reason"):
-            self._choice["finish_reason"] = choice["finish_reason"]
-        if token_ids := choice.get("token_ids"):
-            self._choice.setdefault("token_ids", []).extend(token_ids)
-        for name, tokens in (choice.get("logprobs") or {}).items():
-            if tokens:
-                self._choice.setdefault("logprobs", {}).setdefault(name, []).extend(tokens)
-
-    def _add_tool_call(self, part: dict[str, Any]) -> None:
-        index = part.get("index")
-        known = self._tools.setdefault(
-            len(self._tools) if index is None else index, {"function": {"name": "", "arguments": ""}}
-        )
-        for name in ("id", "type"):
-            if part.get(name):
-                known[name] = part[name]
-        for name, value in (part.get("function") or {}).items():
-            known["function"][name] = known["function"].get(name, "") + (value or "")
-
-    def whole(self) -> dict[str, Any]:
-        message = dict(self._message)
-        if self._tools:
-            message["tool_calls"] = [call for _, call in sorted(self._tools.items())]
-        return {**self._choice, "message": message}
 
 
 class _Stream:

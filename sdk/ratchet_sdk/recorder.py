@@ -22,6 +22,7 @@ from ratchet_sdk.events import EXPECTATION, MAX_EXPECTATIONS, Event, RunId, Wire
 from ratchet_sdk.publisher import Counts, Publisher
 from ratchet_sdk.redact import Redactor, secrets
 from ratchet_sdk.run import Run
+from ratchet_sdk.sink import Harmless
 from ratchet_sdk.spool import Spool
 from ratchet_sdk.threaded import ThreadedPublisher
 from ratchet_sdk.values import encoded, plain, why, words, written
@@ -164,25 +165,6 @@ class Recording:
         except Exception as error:
             self.refuse(f"a {kind.__name__} was not recorded: {why(error)}")
             return None
-
-
-class Harmless:
-    """Whatever an agent's values raise, its author shall not meet it; only what ends the task passes."""
-
-    __slots__ = ("_recorder", "_what")
-
-    def __init__(self, recorder: Recording, what: str) -> None:
-        self._recorder = recorder
-        self._what = what
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> bool:
-        if not isinstance(error, Exception):
-            return False
-        self._recorder.refuse(f"{self._what} was not recorded: {why(error)}")
-        return True
 
 
 def _signing(credentials: str | Path | None) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Secrets taken out of events before they leave, off the agent's path and in time linear in the text.
 
 What stands in the place of a secret says what kind it was. Structure, ids and times stay as they are: an event keeps
-its place in its run. This is a net with a mesh, not a proof: give ``Recorder`` a function for what is yours alone.
+its place in its run, and a number in a field of ids is no card's. This is a net with a mesh, not a proof: give ``Recorder`` a function for what is yours alone.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from pydantic_core import SchemaValidator, core_schema, from_json, to_json
+
+from ratchet_sdk.values import told_apart
 
 Redactor = Callable[[str], str]
 
@@ -24,6 +26,9 @@ TELLING = (
     *("api_key", "apikey", "api-key", "secret", "passw"),
     *(f"{kind}{joint}token" for kind in ("access", "auth", "refresh") for joint in ("", "_", "-")),
 )
+
+# The name of a field of ids: ``id``, ``tool_call_id``, ``order_ids``, ``orderId``.
+IDS = re.compile(r"(?:^|[_-])(?:id|Id|ID)s?$|[a-z0-9]I[dD]s?$")
 
 # Each kind: words of which one must be there at all (in lower case: finding a word is far cheaper than an expression),
 # and its expression. Formats as their issuers publish them.
@@ -81,18 +86,22 @@ def secrets(text: str) -> str:
     """``text`` with keys, tokens, passwords, e-mail addresses and card numbers replaced by ``[kind]``."""
     if not suspect(text):
         return text
+    text = _in_ids(text)
+    digits = text.encode("utf-8", "replace").translate(AS_DIGITS)  # far cheaper than a scan by the expression
+    if any(shape in digits for shape in CARD_SHAPES):
+        text = CARD.sub(_card, text)
+    return text
+
+
+def _in_ids(text: str) -> str:
+    """As ``secrets``, but for card numbers: one id in ten of that length passes for one."""
     lower = text.lower()
     for kind, words, expression in KINDS:
         for word in words:
             if word in lower:
                 text = expression.sub(f"[{kind}]", text)
                 break
-    if "@" in text:
-        text = _without_addresses(text)
-    digits = text.encode("utf-8", "replace").translate(AS_DIGITS)  # far cheaper than a scan by the expression
-    if any(shape in digits for shape in CARD_SHAPES):
-        text = CARD.sub(_card, text)
-    return text
+    return _without_addresses(text) if "@" in text else text
 
 
 def suspect(text: str) -> bool:
@@ -135,7 +144,7 @@ class Redaction:
 
     Names of fields are texts too; ids and times are not. Tokens spell a text out once more, and a prompt's tokens those
     of all calls before it: from the first call of a run in which something was replaced, its calls lose their token ids
-    and logprobs. Such a run is not trained on token by token.
+    and logprobs, and say so (``tokens_redacted``). Such a run is not trained on token by token.
     """
 
     def __init__(self, redactor: Redactor | None) -> None:
@@ -151,7 +160,10 @@ class Redaction:
         if redactor is secrets and not self._touched and as_written and not suspect(data.decode()):
             return data
         event = from_json(data)
-        clean = {name: value if name in KEPT else _walk(value, redactor, name) for name, value in event.items()}
+        clean = {
+            name: value if name in KEPT else _walk(value, _for(name, value, redactor), name)
+            for name, value in event.items()
+        }
         calls = [*_calls(clean)]
         if calls != [*_calls(event)]:
             self._remember(event.get("trajectory_id"))
@@ -177,11 +189,12 @@ def _calls(event: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _without_tokens(call: dict[str, Any]) -> None:
-    call.pop("prompt_token_ids", None)
+    gone = [call.pop("prompt_token_ids", None)]
     for choice in (call.get("response"), *(call.get("other_choices") or [])):
         if isinstance(choice, dict):
-            choice.pop("token_ids", None)
-            choice.pop("logprobs", None)
+            gone += [choice.pop(name, None) for name in ("token_ids", "logprobs")]
+    if any(tokens is not None for tokens in gone):
+        call["tokens_redacted"] = True
 
 
 def _walk(value: Any, redactor: Redactor, top: str = "") -> Any:
@@ -191,7 +204,7 @@ def _walk(value: Any, redactor: Redactor, top: str = "") -> Any:
             return redactor(value)
         case dict():
             kept = KEPT_OF_CALLS if top in CALLS else frozenset()
-            return {redactor(k): v if k in kept else _named(k, v, redactor) for k, v in value.items()}
+            return told_apart((redactor(k), v if k in kept else _named(k, v, redactor)) for k, v in value.items())
         case list():
             return [_walk(item, redactor, top if top == "llm_calls" else "") for item in value]
         case _:
@@ -200,11 +213,18 @@ def _walk(value: Any, redactor: Redactor, top: str = "") -> Any:
 
 def _named(name: str, value: Any, redactor: Redactor) -> Any:
     """A field's value. ``{"password": "..."}`` is one secret in two texts, of which neither shows it alone."""
-    clean = _walk(value, redactor)
+    clean = _walk(value, _for(name, value, redactor))
     if redactor is secrets and isinstance(value, str) and clean == value and _tells(name):
         together = f"{name}={value}"
         return value if secrets(together) == together else "[password]"
     return clean
+
+
+def _for(name: str, value: Any, redactor: Redactor) -> Redactor:
+    """What looks at the texts of a field: where they are ids, not for card numbers."""
+    texts = value if isinstance(value, list) else [value]
+    are_ids = redactor is secrets and IDS.search(name) and all(isinstance(text, str) for text in texts)
+    return _in_ids if are_ids else redactor
 
 
 def _tells(name: str) -> bool:

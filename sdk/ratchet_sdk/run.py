@@ -7,14 +7,12 @@ from collections import deque
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self
 
 from ratchet_sdk.events import Event, TrajectoryEnded, TrajectoryStarted, uuid7_text
+from ratchet_sdk.sink import Sink
 from ratchet_sdk.step import RunStep
 from ratchet_sdk.values import encoded, words, written, written_members
-
-if TYPE_CHECKING:
-    from ratchet_sdk.recorder import Recording
 
 Status = Literal["completed", "failed", "truncated"]
 
@@ -24,9 +22,7 @@ CONVERSATIONS = 4  # of a run, that its next call may extend
 class Run:
     """One trajectory. Its end is ``completed``, ``failed`` by an exception, or ``truncated`` by a cancel."""
 
-    def __init__(
-        self, recorder: Recording, trajectory_id: str, started_at: datetime, opening: Mapping[str, Any]
-    ) -> None:
+    def __init__(self, recorder: Sink, trajectory_id: str, started_at: datetime, opening: Mapping[str, Any]) -> None:
         self.recorder = recorder
         self.trajectory_id = trajectory_id
         self.started_at = started_at
@@ -37,6 +33,7 @@ class Run:
         self._final: dict[str, Any] = {}
         self._metrics: dict[str, Any] = {}
         self._conversations: deque[Conversation] = deque(maxlen=CONVERSATIONS)
+        self._named_calls: dict[str, bytes] = {}  # by the ids that the agent gave them
         self.open_streams: weakref.WeakSet[Any] = weakref.WeakSet()  # of replies that are not read to their end
         self._began = False
         self._ended = False
@@ -56,12 +53,18 @@ class Run:
 
     def final(self, values: Mapping[str, Any] | None = None, /, **more: Any) -> None:
         """State at the end (balance, profit, ...), as the agent sees it."""
+        self._late("a final state")
         with self.recorder.harmless("a final state"):
             self._final.update(self.recorder.copied({**({} if values is None else values), **more}, "a final state"))
 
     def metrics(self, values: Mapping[str, Any] | None = None, /, **more: Any) -> None:
+        self._late("metrics")
         with self.recorder.harmless("metrics"):
             self._metrics.update(self.recorder.copied({**({} if values is None else values), **more}, "metrics"))
+
+    def _late(self, what: str) -> None:
+        if self._ended:
+            self.recorder.refuse(f"{what} was not recorded: the run's end is recorded already")
 
     def end(self, status: Status = "completed", *, error: str | None = None) -> None:
         """Record the end, once; ``async with`` does it."""
@@ -89,6 +92,15 @@ class Run:
     def remember(self, call_id: str, messages: list[dict[str, Any]], reply: dict[str, Any]) -> None:
         """The conversation after a call, for the next one to extend."""
         self._conversations.append(Conversation(call_id, [*messages, reply], self.recorder.lost))
+
+    def call_id(self, given: str, content: Mapping[str, Any]) -> str:
+        """``given``, or one of ours where another call of this run bears it: the first would hide this one."""
+        data = encoded({**content, "call_id": given})
+        if self._named_calls.setdefault(given, data) == data:
+            return given
+        own = uuid7_text()
+        self.recorder.refuse(f"a second call had the id {given[:80]!r}: it is recorded as {own}; give each its own")
+        return own
 
     def emit(self, kind: type[Event], values: Mapping[str, Any]) -> None:
         """Record one event of this run."""

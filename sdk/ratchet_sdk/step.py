@@ -6,14 +6,28 @@ import contextlib
 import os
 from collections.abc import Mapping
 from contextvars import ContextVar, Token
+from datetime import datetime
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Protocol, Self
 
 from ratchet_sdk.events import Action, LlmCall, ProviderAccess
+from ratchet_sdk.sink import Sink
 from ratchet_sdk.values import call_id_of, encoded, finite, message_of, reply_fields, why, words, written, written_list
 
-if TYPE_CHECKING:
-    from ratchet_sdk.run import Run
+
+class OfRun(Protocol):
+    """The run that a step is of, as the step needs it."""
+
+    recorder: Sink
+    trajectory_id: str
+    started_at: datetime
+    open_streams: Any
+
+    def call_id(self, given: str, content: Mapping[str, Any]) -> str: ...
+    def extended(self, messages: list[dict[str, Any]]) -> tuple[str | None, list[dict[str, Any]]]: ...
+    def remember(self, call_id: str, messages: list[dict[str, Any]], reply: dict[str, Any]) -> None: ...
+    def emit_written(self, kind: bytes, members: Mapping[bytes, bytes | None]) -> None: ...
+
 
 current_step: ContextVar[RunStep | None] = ContextVar("ratchet_step", default=None)
 
@@ -21,7 +35,7 @@ current_step: ContextVar[RunStep | None] = ContextVar("ratchet_step", default=No
 class RunStep:
     """One step: what was seen, looked up, asked and done. It is published as one event when it is left."""
 
-    def __init__(self, run: Run, number: int, environment: Any) -> None:
+    def __init__(self, run: OfRun, number: int, environment: Any) -> None:
         self.run = run
         self.recorder = run.recorder
         self.number = number
@@ -60,18 +74,20 @@ class RunStep:
         return call_id
 
     def llm_call(self, *, messages: list[Any], response: Any = None, call_id: str | None = None, **more: Any) -> str:
-        """Record a model call that no gateway saw. Returns its id.
+        """Record a model call that no gateway saw. Returns its id: ``call_id``, unless another call of the run has it.
 
         Of a prompt that extends an earlier call of the run only what is new is sent, with ``base_call_id``.
         ``response`` is an OpenAI choice (object or dict), a whole chat completion, or the reply's text. ``more``
         are the other fields of ``ratchet_sdk.events.LlmCall``: model, purpose, tools, temperature, usage, ...
         """
-        call_id = os.urandom(16).hex() if call_id is None else call_id
+        given, call_id = call_id, os.urandom(16).hex() if call_id is None else call_id
         try:
             known = reply_fields(response) if response is not None else {}
             prompt = [message_of(message) for message in messages]
             values = self.recorder.copied({**known, **more, "call_id": call_id, "messages": prompt}, "a LlmCall")
             if values:
+                if isinstance(given, str):
+                    values["call_id"] = call_id = self.run.call_id(given, values)
                 self._add(self._written_call(values))
         except Exception as error:  # as ``harmless`` does, which costs half a microsecond
             self.recorder.refuse(f"a LlmCall was not recorded: {why(error)}")
@@ -89,6 +105,7 @@ class RunStep:
 
     def failed_call(self, error: BaseException, **more: Any) -> None:
         """Say that a model call came to nothing. It is no call that could be trained on: it stands beside them."""
+        self._late("a failed call")
         with self.recorder.harmless("a failed call"):
             self._failed.append(encoded(self.recorder.copied({**more, "error": words(error)}, "a failed call")))
 
@@ -96,6 +113,7 @@ class RunStep:
         self, provider: str, *, query: Any = None, purpose: str | None = None, data: Any = None
     ) -> None:
         """What the agent looked up before it acted."""
+        self._late("a provider access")
         values = {"provider": provider, "query": query, "purpose": purpose, "data": data}
         if access := self.recorder.part(ProviderAccess, values):
             self._accesses.append(access)
@@ -111,6 +129,7 @@ class RunStep:
         reasoning: str | None = None,
     ) -> None:
         """What the agent did and what came of it; a second call in a step replaces the first."""
+        self._late("an action")
         values = {
             "type": type,
             "parameters": parameters,
@@ -123,8 +142,13 @@ class RunStep:
 
     def reward(self, value: float) -> None:
         """The agent's own opinion of the step: kept, and never what is trained on."""
+        self._late("a reward")
         with self.recorder.harmless("a reward"):
             self._reward = finite(value)
+
+    def _late(self, what: str) -> None:
+        if self._left:
+            self.recorder.refuse(f"{what} was not recorded: its step is recorded already")
 
     def _add(self, call: bytes | None) -> None:
         if call is None:
@@ -144,7 +168,7 @@ class RunStep:
         if self._token is not None:
             with contextlib.suppress(ValueError):  # some frameworks leave a step in another context
                 current_step.reset(self._token)
-        if error is not None and self._action is None:
+        if error is not None and self._action is None and not self._left:
             self.action("exception", success=False, error=words(error))
         self.leave()
 

@@ -25,7 +25,7 @@ def plain(value: Any) -> Any:
     except UnicodeDecodeError:
         return to_jsonable_python(value, fallback=_stand_in, bytes_mode="base64")
     except UnicodeEncodeError:  # half a surrogate pair as a key; as a value it passes, and ``encoded`` mends it
-        return plain(_without_surrogates(value))
+        return plain(mended(value))
 
 
 def _stand_in(value: Any) -> Any:
@@ -37,11 +37,14 @@ def _stand_in(value: Any) -> Any:
 
 
 def encoded(value: Any) -> bytes:
-    """JSON of an event, a part of one or what is plain. Half a surrogate pair, as cut streams leave it, becomes '?'."""
+    """JSON of an event, a part of one or what is plain. What JSON cannot hold is marked, and never made null.
+
+    A number that is none, or infinite, is the text "NaN", "Infinity" or "-Infinity"; half a surrogate pair is U+FFFD.
+    """
     try:
-        return to_json(value, by_alias=True, exclude_none=True, inf_nan_mode="null")
+        return to_json(value, by_alias=True, exclude_none=True, inf_nan_mode="strings")
     except PydanticSerializationError:
-        return to_json(_without_surrogates(value), inf_nan_mode="null")
+        return to_json(mended(value), inf_nan_mode="strings")
 
 
 def written(kind: type[BaseModel], values: Mapping[str, Any]) -> bytes:
@@ -59,18 +62,31 @@ def written_list(items: Iterable[bytes]) -> bytes:
     return b"[%b]" % b",".join(items)
 
 
-def _without_surrogates(value: Any) -> Any:
+def mended(value: Any) -> Any:
+    """What can be written as UTF-8. Halves of a surrogate pair that a cut parted are put together; one alone is U+FFFD."""
     match value:
         case str():
-            return value.encode("utf-8", "replace").decode()
+            return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
         case dict():
-            return {_without_surrogates(k): _without_surrogates(v) for k, v in value.items()}
+            return told_apart((mended(name), mended(inner)) for name, inner in value.items())
         case list() | tuple():
-            return [_without_surrogates(item) for item in value]
+            return [mended(item) for item in value]
         case BaseModel():
-            return _without_surrogates(value.model_dump(by_alias=True, exclude_none=True))
+            return mended(value.model_dump(by_alias=True, exclude_none=True))
         case _:
             return value
+
+
+def told_apart(fields: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
+    """An object of these fields. Names that have become the same are numbered, so that no field takes another's place."""
+    found: dict[Any, Any] = {}
+    for name, value in fields:
+        free, number = name, 1
+        while free in found:
+            number += 1
+            free = f"{name} ({number})"
+        found[free] = value
+    return found
 
 
 def words(error: BaseException) -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from services.admin.commands import subscribe
+from services.admin.commands import subscribe, subscribe_watch
 from services.admin.handlers import application
 from services.admin.keys import KeyBucket
 from services.admin.settings import AdminSettings
 from services.admin.store import Credentials, Store
+from services.admin.waiting import MEASURE_S, Waiting
+from services.admin.watch import LOOK_S, Watch
 from shared import database
 from shared.bus import Bus
 from shared.errors import ConfigurationError
@@ -40,15 +42,20 @@ async def main() -> None:
         database.pool(url, pool_size=1, application=f"ratchet-{NAME}-credentials") as writing,
     ):
         bus = Bus(settings.nats_url, name=NAME)
-        credentials = Credentials(writing)
+        credentials, watch, store = Credentials(writing), Watch(bus), Store(pool)
         subscribe(bus, credentials)
+        subscribe_watch(bus, watch)
         await serve(
             NAME,
             settings,
             bus,
             pool=pool,
-            tasks=[Periodic("gateway_keys", KEYS_S, KeyBucket(bus, credentials.gateway_keys).level)],
-            http=application(Store(pool), bus, token),
+            http=application(store, bus, token, watch),
+            tasks=[
+                Periodic("gateway_keys", KEYS_S, KeyBucket(bus, credentials.gateway_keys).level),
+                Periodic("watch", LOOK_S, watch.look),
+                Periodic("waits", MEASURE_S, Waiting(store).measure),
+            ],
         )
 
 

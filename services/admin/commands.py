@@ -10,6 +10,7 @@ from ratchet_sdk.events import AgentId
 from services.admin.keys import KeyBucket
 from services.admin.keys_store import GatewayKeys
 from services.admin.store import Credentials
+from services.admin.watch import Watch
 from shared.bus import Bus
 from shared.credentials import GatewayKey, KeyUse, Sha256
 from shared.errors import GiveUpError
@@ -49,6 +50,10 @@ class RevokeKey(BaseModel):
 class KeysUsed(BaseModel):
     gateway: str = Field(max_length=300)
     uses: list[KeyUse]
+
+
+class Seen(BaseModel):
+    """Which replicas of every service have answered, and when for the last time."""
 
 
 def subscribe(bus: Bus, credentials: Credentials) -> None:
@@ -98,3 +103,10 @@ async def _revoke(keys: GatewayKeys, bucket: KeyBucket, **which: str | None) -> 
     for row in revoked:
         await bucket.publish(row["key_sha256"])
     return [{"shown": row["shown"], "agent_id": row["agent_id"]} for row in revoked]
+
+
+def subscribe_watch(bus: Bus, watch: Watch) -> None:
+    async def seen(_: Seen) -> dict[str, Any]:
+        return {"replicas": watch.seen()}
+
+    bus.on_command("admin", "seen", Seen, seen)

@@ -201,6 +201,14 @@ class Store:
             limit,
         )
 
+    async def waits(self, limit: int = 1000) -> list[Row]:
+        """Everything in the loop that waits: what, for what, since and until when; what is overdue comes first."""
+        return await self._all(
+            """select kind, what, waits_for, since, until, until < now() as overdue from waits
+                order by until limit $1""",
+            limit,
+        )
+
     # one run ------------------------------------------------------------------------------------
     async def agents_of_run(self, trajectory_id: str) -> list[str]:
         rows = await self._pool.fetch(

@@ -87,14 +87,21 @@ def run(
 
 
 def migrate(as_json: AsJson = False) -> None:
-    """Bring the database schema, the streams and the consumers to what this version needs. Safe to repeat."""
+    """Bring the database schema, the streams and the consumers to what this version needs. Safe to repeat.
+
+    Where RATCHET_POSTGRES_PASSWORD_<SERVICE> are set, each of these services gets a database role of its own.
+    """
+    import os
+
+    from services.local import roles
     from services.terminal import session
     from services.terminal.output import print_json
     from shared import database
 
     settings = session.settings()
     try:
-        head = database.migrate(settings.database_url.get_secret_value())
+        url = settings.database_url.get_secret_value()
+        head, made = database.migrate(url), roles.provision(url, roles.passwords_of(os.environ))
     except Exception as error:  # alembic, SQLAlchemy and psycopg each have a way of saying that a server is away
         if type(error).__name__ != "OperationalError":
             raise
@@ -103,9 +110,9 @@ def migrate(as_json: AsJson = False) -> None:
         ) from error
     streams, consumers = session.run(_provision(settings))
     if as_json:
-        print_json({"schema": head, "streams": streams, "consumers": consumers})
+        print_json({"schema": head, "roles": made, "streams": streams, "consumers": consumers})
     else:
-        typer.echo(f"schema {head}; streams {', '.join(streams)}; {len(consumers)} consumers")
+        typer.echo(f"schema {head}; {len(made)} roles; streams {', '.join(streams)}; {len(consumers)} consumers")
 
 
 async def _provision(settings: Settings) -> tuple[list[str], list[str]]:

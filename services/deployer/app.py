@@ -14,6 +14,7 @@ from shared.bus import Bus
 from shared.service import Periodic, run_service, serve
 from shared.settings import load
 from shared.telemetry import configure_logging
+from shared.waits import limits_of
 
 
 async def main() -> None:
@@ -21,7 +22,12 @@ async def main() -> None:
     configure_logging("deployer", settings.log_level)
     bus = Bus(settings.nats_url, name="deployer")
     artifacts = DirectoryStore(settings.artifacts_dir)
-    probe = InferenceProbe(settings.inference_url, artifacts, timeout_s=settings.verify_timeout_s)
+    probe = InferenceProbe(
+        settings.inference_url,
+        artifacts,
+        timeout_s=settings.verify_timeout_s,
+        token=settings.inference_token.get_secret_value() if settings.inference_token else None,
+    )
     url = settings.database_url.get_secret_value()
     try:
         async with database.pool(url, pool_size=settings.database_pool, application="deployer") as pool:
@@ -35,7 +41,9 @@ async def main() -> None:
                 pool=pool,
                 tasks=[
                     Periodic("verify", settings.tick_s, deployer.verify_due),
+                    Periodic("deadlines", settings.tick_s, deployer.end_overdue),
                     Periodic("sweep", settings.sweep_s, deployer.sweep),
+                    limits_of(pool, "deployer", verify_s=settings.verify_patience_s, trial_s=settings.trial_s),
                 ],
             )
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from services.gateway.backlog import opened
 from services.gateway.handlers import application
 from services.gateway.health import Health
 from services.gateway.keys import KeyTable
@@ -22,11 +23,13 @@ async def main() -> None:
     bus = Bus(settings.nats_url, name="gateway")
     routes, health = RouteTable(bus), Health(bus)
     keys = KeyTable(bus, name=health.name)
-    records = Records(bus, wait_s=settings.record_wait_s, backlog=settings.record_backlog)
+    spool = opened(settings.gateway_spool_dir, settings.gateway_spool_bytes)
+    records = Records(bus, spool, wait_s=settings.record_wait_s, memory_bytes=settings.record_backlog_bytes)
     targets = HttpTargets(
         timeout_s=settings.request_timeout_s,
         connect_timeout_s=settings.connect_timeout_s,
         connections=settings.target_connections,
+        token=settings.inference_token.get_secret_value() if settings.inference_token else None,
     )
     gateway = Gateway(routes, targets, records, health, window_s=settings.window_s)
 
@@ -56,6 +59,7 @@ async def main() -> None:
         )
     finally:
         await targets.close()
+        records.close()
 
 
 def run() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Generic, Protocol, TypeVar
@@ -12,9 +12,10 @@ from typing import Any, Generic, Protocol, TypeVar
 from prometheus_client import Counter, Histogram
 from pydantic import ValidationError
 from pydantic_core import to_json
+from ratchet_sdk.assembly import StreamedReply
 from ratchet_sdk.events import LlmCallMade, uuid7
 
-from services.gateway.assembly import Assembly
+from services.gateway.assembly import reply_of
 from services.gateway.domain import Asked, Route, route, upstream_body
 from services.gateway.health import Tally
 from services.gateway.keys_domain import tokens_of
@@ -208,16 +209,16 @@ class Gateway:
         return Unanswered(chosen.assigned)
 
     async def _events(self, asked: Asked, taken: _Taken[Opened], meter: Meter) -> AsyncIterator[bytes]:
-        assembly = Assembly()
+        streamed = StreamedReply()
         wants_usage = bool((asked.body.get("stream_options") or {}).get("include_usage"))
         settled = broken_off = False
         try:
             async for chunk in taken.got.chunks:
-                assembly.add(chunk)
+                streamed.add(chunk)
                 if chunk.get("choices") or wants_usage:
                     yield _event(for_client(asked, chunk, taken.call_id, taken.version))
-            answered, settled = taken.answered(assembly.reply(), incomplete=not assembly.complete), True
-            await self._record(asked, answered)
+            answered, settled = taken.answered(reply_of(streamed), incomplete=not streamed.finished), True
+            await asyncio.shield(self._soon(self._record(asked, answered)))  # the client may leave meanwhile
             self._count(asked, answered)
             yield b"data: [DONE]\n\n"
         except BrokenOffError as error:
@@ -227,16 +228,17 @@ class Gateway:
             message = "the model's server broke off; what came is not the whole reply"
             yield _event({"error": {"message": message, "type": "server_error", "param": None, "code": "broken_off"}})
         finally:
-            if assembly.started:
-                meter.spend(tokens_of(assembly.reply(), taken.sent))
-            if not settled and assembly.started:  # broken off, or the client left: it acted on what it had
-                record = taken.answered(assembly.reply(), incomplete=True, broken_off=broken_off)
+            if streamed.begun:
+                meter.spend(tokens_of(reply_of(streamed), taken.sent))
+            if not settled and streamed.begun:  # broken off, or the client left: it acted on what it had
+                record = taken.answered(reply_of(streamed), incomplete=True, broken_off=broken_off)
                 self._soon(self._record(asked, record))
 
-    def _soon(self, work: Any) -> None:
+    def _soon(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
         self._later.add(task)
         task.add_done_callback(self._later.discard)
+        return task
 
     async def settled(self) -> None:
         """Until the records of streams that ended early are on their way."""

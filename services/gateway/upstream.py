@@ -5,24 +5,28 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing
-from typing import Any, cast
+from typing import Any
 
 import httpx
 from pydantic_core import from_json, to_json
 
 from services.gateway.domain import target_failed
 from services.gateway.service import Broken, BrokenOffError, Opened, Refused, Replied
+from shared.event_stream import DONE, EventStream, chunk_of
 from shared.routing import Target
 
 HEADERS = {"content-type": "application/json"}
 
 
 class HttpTargets:
-    def __init__(self, *, timeout_s: float, connect_timeout_s: float, connections: int) -> None:
+    def __init__(
+        self, *, timeout_s: float, connect_timeout_s: float, connections: int, token: str | None = None
+    ) -> None:
         self._timeout_s = timeout_s
         self._client = httpx.AsyncClient(
             timeout=httpx.Timeout(timeout_s, connect=connect_timeout_s),
             limits=httpx.Limits(max_connections=connections, max_keepalive_connections=connections),
+            headers={"authorization": f"Bearer {token}"} if token else {},
             trust_env=False,  # targets are named in the route document; a proxy from the environment is not
         )
 
@@ -91,28 +95,33 @@ def _whole(content: bytes) -> Replied | Broken:
 
 
 async def _chunks(response: httpx.Response) -> AsyncIterator[dict[str, Any]]:
-    """The JSON objects of an SSE body, up to ``[DONE]``. Raises BrokenOffError where it does not get there."""
+    """The chunks of an SSE body, up to ``[DONE]`` or, once the reply is finished, to a clean end.
+
+    Raises BrokenOffError where it does not get there.
+    """
+    finished = False
     try:
-        async for line in response.aiter_lines():
-            if not line.startswith("data:"):
-                continue
-            data = line[5:].strip()
-            if data == "[DONE]":
+        async for data in _data(response):
+            if data == DONE:
                 return
-            yield _chunk(data)
+            chunk = chunk_of(data)
+            finished = finished or any(choice.get("finish_reason") for choice in chunk["choices"])
+            yield chunk
     except httpx.HTTPError as error:
         raise BrokenOffError(_words(error)) from error
-    raise BrokenOffError("the stream ended without [DONE]")
+    except ValueError as error:
+        raise BrokenOffError(str(error)) from None
+    if not finished:
+        raise BrokenOffError("the stream ended without [DONE], and no chunk has a finish_reason")
 
 
-def _chunk(data: str) -> dict[str, Any]:
-    try:
-        chunk = from_json(data)
-    except ValueError:
-        raise BrokenOffError("a chunk is not JSON") from None
-    if not isinstance(chunk, dict) or "error" in chunk or not isinstance(chunk.get("choices", []), list):
-        raise BrokenOffError("a chunk is an error, or no chunk")
-    return cast(dict[str, Any], chunk)
+async def _data(response: httpx.Response) -> AsyncIterator[str]:
+    events = EventStream()
+    async for part in response.aiter_bytes():
+        for data in events.feed(part):
+            yield data
+    for data in events.end():
+        yield data
 
 
 async def _resumed(

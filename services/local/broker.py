@@ -148,6 +148,8 @@ SERVICES: Mapping[str, Role] = {
             subjects.command("trainer", "readiness"),
             *watches(GATEWAY_KEYS),
             *writes(GATEWAY_KEYS),
+            subjects.ready("*"),
+            subjects.ready("*", "*"),
         ),
         subscribe=(subjects.command("admin", "*"),),
         answers=True,
@@ -159,7 +161,12 @@ THE_WORLD = Role(publish=(subjects.outcomes("*"),), subscribe=("_INBOX.>",))
 
 
 def with_inbox(name: str, role: Role) -> Role:
-    return Role(role.publish, (inbox(name), *role.subscribe), role.answers)
+    """With what every service has: answers come to it, and it says whether it is ready."""
+    return Role(
+        role.publish,
+        (inbox(name), subjects.ready(name), subjects.ready(name, "*"), *role.subscribe),
+        answers=True,
+    )
 
 
 def agent(name: str) -> Role:

@@ -22,6 +22,7 @@ from urllib.parse import quote
 
 from services.local import broker
 from services.local.processes import await_port, end, kept_port, kept_secret, replace_private, spawn
+from services.local.roles import READER, ROLES, role_of
 from shared.errors import ConfigurationError, RetryLaterError
 
 START_TIMEOUT_S = 60.0
@@ -155,12 +156,19 @@ class PostgresServer:
     def url_of(self, database: str) -> str:
         return f"postgresql://ratchet:{kept_secret(self.home / 'password')}@127.0.0.1:{self.port}/{database}"
 
+    def url_as(self, name: str) -> str:
+        """Of a service, or of the reader: its own role, once ``services.local.roles.provision`` has made it."""
+        return f"postgresql://{role_of(name)}:{self.passwords()[name]}@127.0.0.1:{self.port}/ratchet"
+
+    def passwords(self) -> dict[str, str]:
+        return {name: kept_secret(self.home / "passwords" / name) for name in ROLES}
+
     @property
     def address(self) -> str:
-        """Without the password: with the file that holds it, for whoever may read that (libpq and asyncpg do)."""
-        file = self.home / "pgpass"
-        replace_private(file, f"127.0.0.1:*:*:ratchet:{kept_secret(self.home / 'password')}\n")
-        return f"postgresql://ratchet@127.0.0.1:{self.port}/ratchet?passfile={quote(str(file.absolute()), safe='/')}"
+        """The reader's, without its password: it names the file that holds it, for whoever may read that."""
+        file, role = self.home / "pgpass", role_of(READER)
+        replace_private(file, f"127.0.0.1:*:*:{role}:{self.passwords()[READER]}\n")
+        return f"postgresql://{role}@127.0.0.1:{self.port}/ratchet?passfile={quote(str(file.absolute()), safe='/')}"
 
     def start(self) -> None:
         binaries, user = self._prepare()

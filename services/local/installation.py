@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import services
+from services.local import roles
 from services.local.embedded import NatsServer, PostgresServer
 from services.local.processes import kept_secret
 from services.local.state import given_settings, kept_ports, kept_settings, only_one, read_env, write_env
@@ -34,8 +35,8 @@ Say = Callable[[str], None]
 class Installation:
     """What runs below ``directory``; ``environment`` is what each of its processes is started with.
 
-    ``broker`` is the embedded one, if it is that: then each process gets a user of its own. ``addresses``: of the
-    embedded servers, without their passwords.
+    ``broker`` and ``postgres`` are the embedded ones, if they are that: then each process is a user of its own at both.
+    ``addresses``: of the embedded servers, without their passwords.
     """
 
     directory: Path
@@ -43,11 +44,15 @@ class Installation:
     environment: dict[str, str]
     ports: dict[str, int]
     broker: NatsServer | None = None
+    postgres: PostgresServer | None = None
     addresses: dict[str, str] = field(default_factory=dict)
 
     def as_user(self, user: str) -> dict[str, str]:
-        """How a process is to reach the broker."""
-        return {"RATCHET_NATS_URL": self.broker.url_of(user)} if self.broker else {}
+        """How a process is to reach the broker, and the database: who has no tables of its own may only read."""
+        found = {"RATCHET_NATS_URL": self.broker.url_of(user)} if self.broker else {}
+        if self.postgres:
+            found["RATCHET_DATABASE_URL"] = self.postgres.url_as(user if user in roles.OWNED else roles.READER)
+        return found
 
     def url(self, service: str) -> str:
         return f"http://127.0.0.1:{self.ports[service]}"
@@ -98,7 +103,8 @@ def installation(
             "PYTHONPATH": _python_path(),
         }
         broker = None if "RATCHET_NATS_URL" in environment else NatsServer(directory / "nats")
-        running = Installation(directory, supervisor, environment, ports, broker)
+        postgres = None if "RATCHET_DATABASE_URL" in environment else PostgresServer(directory / "postgres")
+        running = Installation(directory, supervisor, environment, ports, broker, postgres)
         try:
             if first is not None:
                 first(running)
@@ -128,11 +134,10 @@ def start_servers(running: Installation) -> None:
         running.environment["RATCHET_NATS_DIR"] = str(running.broker.home)
         running.addresses["RATCHET_NATS_URL"] = running.broker.address
         running.supervisor.check()
-    if "RATCHET_DATABASE_URL" not in running.environment:
-        postgres = PostgresServer(running.directory / "postgres")
-        running.supervisor.start(Server("postgres", postgres), SERVERS_TIER)
-        running.environment["RATCHET_DATABASE_URL"] = postgres.url
-        running.addresses["RATCHET_DATABASE_URL"] = postgres.address
+    if running.postgres is not None:
+        running.supervisor.start(Server("postgres", running.postgres), SERVERS_TIER)
+        running.environment["RATCHET_DATABASE_URL"] = running.postgres.url_as(roles.READER)
+        running.addresses["RATCHET_DATABASE_URL"] = running.postgres.address
         running.supervisor.check()
 
 
@@ -142,7 +147,9 @@ def prepare(running: Installation) -> None:
     from shared.bus import Bus
     from shared.streams import provision
 
-    database.migrate(running.environment["RATCHET_DATABASE_URL"])
+    url = running.environment["RATCHET_DATABASE_URL"] if running.postgres is None else running.postgres.url
+    database.migrate(url)
+    roles.provision(url, roles.passwords_of(os.environ) if running.postgres is None else running.postgres.passwords())
 
     async def declare() -> None:
         bus = Bus(running.environment["RATCHET_NATS_URL"], name="up")

@@ -67,6 +67,7 @@ def kept_settings(directory: Path, ports: Mapping[str, int]) -> dict[str, str]:
     return {
         "RATCHET_DIR": str(directory),
         "RATCHET_ARTIFACTS_DIR": str(directory / "artifacts"),
+        "RATCHET_GATEWAY_SPOOL_DIR": str(directory / "gateway-spool"),
         "RATCHET_WANDB_DIR": str(directory / "wandb"),
         "RATCHET_GATEWAY_URL": f"{url['gateway']}/v1",
         "RATCHET_INFERENCE_URL": f"{url['inference']}/v1",

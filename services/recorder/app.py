@@ -20,6 +20,7 @@ from shared.bus import Bus
 from shared.service import Periodic, run_service, serve
 from shared.settings import load
 from shared.telemetry import configure_logging
+from shared.waits import limits_of
 
 NAME = "recorder"
 
@@ -48,6 +49,7 @@ async def main() -> None:
             Periodic("purge", settings.purge_s, Purging(stream).round),
             Periodic("close_windows", settings.tick_s, closing.tick),
             Periodic("announce", settings.sweep_s, closing.sweep),
+            limits_of(pool, NAME, grace_s=settings.grace_s, run_s=settings.trajectory_limit_s),
         ]
         await serve(NAME, settings, bus, pool=pool, tasks=tasks)
 

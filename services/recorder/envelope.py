@@ -18,6 +18,9 @@ from msgspec import Meta, Struct
 from ratchet_sdk import events
 from ratchet_sdk.events import MAX_EXPECTATIONS, uuid7_time
 
+from shared.bodies import finite
+from shared.errors import GiveUpError
+
 Policy = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{1,64}\Z")]
 RunId = Annotated[str, Meta(pattern=r"^[A-Za-z0-9._:~-]{1,128}\Z")]
 Name = Annotated[str, Meta(pattern=r"^[^\x00-\x1f\x7f]{1,200}\Z")]
@@ -71,6 +74,7 @@ class LlmCall(Struct, frozen=True, gc=False, forbid_unknown_fields=True):
     top_p: float | None = None
     max_tokens: int | None = None
     seed: int | None = None
+    sampling: Fields | None = None
     latency_ms: float | None = None
     usage: Fields | None = None
 
@@ -124,11 +128,14 @@ _decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(StepEvent)
 def read(content: bytes) -> StepEvent | None:
     """The event, its times in UTC. None where the event brings no id of its own.
 
-    Raises pydantic's ValidationError, or what a validator of it raised on an absurd value.
+    Raises pydantic's ValidationError, or what a validator of it raised on an absurd value; GiveUpError for a number
+    that is not finite, also where an agent's own fields hold it.
     """
     if (event := _quickly(content)) is not None:
         return event
     model = events.step_events.validate_json(content)
+    if finite(content) is not content:
+        raise GiveUpError("a number in it is NaN, or no float holds it: JSON has no word for either; send null or text")
     # The default is for those who publish: here an id would be new each time.
     return of(model) if "event_id" in model.model_fields_set else None
 

@@ -17,11 +17,12 @@ import typer
 from shared.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, RenderableType
     from rich.progress import Progress
-    from rich.table import Table
 
 WIDE = 160  # characters
+WORDS = 12  # characters that a column of words is given at the least
+GAP, EDGES = 3, 2  # characters between two columns of a table, and at its two sides
 NOT_FINITE = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
 LONGEST_BITS = 14_000  # about 4,200 decimals: Python refuses to write out more than 4,300
 
@@ -58,7 +59,7 @@ def json_text(value: Any, *, indent: int | None = None, ascii_only: bool = True)
     """``value`` as JSON that any reader takes, whatever an agent sent.
 
     What JSON has no number for stands there as the text ``"NaN"``, ``"Infinity"`` or ``"-Infinity"``, as protobuf's
-    JSON has it; half a surrogate pair becomes ``?``, as in the SDK.
+    JSON has it; half a surrogate pair becomes U+FFFD, as in the SDK.
     """
 
     def written(what: Any) -> str:
@@ -77,9 +78,11 @@ def json_text(value: Any, *, indent: int | None = None, ascii_only: bool = True)
 
 def sayable(value: Any) -> Any:
     """A copy made of what JSON can say. A number longer than Python writes out in decimals is in hexadecimal."""
+    from ratchet_sdk.values import mended, told_apart
+
     match value:
         case str():
-            return value.encode("utf-8", "replace").decode()
+            return mended(value)
         case None | bool():
             return value
         case float():
@@ -87,7 +90,8 @@ def sayable(value: Any) -> Any:
         case int():
             return value if value.bit_length() < LONGEST_BITS else hex(value)
         case Mapping():
-            return {sayable(key if isinstance(key, str) else shown(key)): sayable(item) for key, item in value.items()}
+            named = ((key if isinstance(key, str) else shown(key), item) for key, item in value.items())
+            return told_apart((mended(key), sayable(item)) for key, item in named)
         case list() | tuple():
             return [sayable(item) for item in value]
     return sayable(plain(value))
@@ -118,6 +122,22 @@ def console(*, err: bool = False) -> Console:
     return made
 
 
+def fitting(needs: Sequence[int], room: int) -> list[int]:
+    """The places of the columns that are shown in ``room`` characters: each whole or not at all, leftmost first.
+
+    ``needs``: the characters that each takes at the least. What is too wide makes way for narrower ones to its right;
+    the first stays in any case, for it says what a row is about.
+    """
+    places: list[int] = []
+    left = room - EDGES
+    for place, need in enumerate(needs):
+        taken = need + (GAP if places else 0)
+        if taken <= left or not places:
+            places.append(place)
+            left -= taken
+    return places
+
+
 def table(
     title: str,
     columns: Sequence[str],
@@ -125,27 +145,42 @@ def table(
     *,
     right: Sequence[str] = (),
     wrap: Sequence[str] = (),
-) -> Table:
+    bold: Sequence[str] = (),
+) -> RenderableType:
     """A table of plain text: nothing that an agent wrote is taken for markup or a control code.
 
-    ``right``: columns of numbers; ``wrap``: columns of words, which take what room is left.
+    ``right``: columns of numbers; ``wrap``: columns of words, which take what room is left. No cell is ever cut: where
+    the terminal is too narrow whole columns go, from the right, and a line below says how many.
     """
     from rich import box
+    from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
+    cells = [[Text(shown(cell)) for cell in row] for row in rows]
+    needs = []
+    for place, column in enumerate(columns):
+        widest = max([len(column), *(row[place].cell_len for row in cells)])
+        needs.append(min(widest, max(len(column), WORDS)) if column in wrap else widest)
+    room = console().width
+    places = fitting(needs, room)
     made = Table(title=title or None, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in columns:
-        wraps = column in wrap
+    for column in (columns[place] for place in places):
         made.add_column(
             column,
             justify="right" if column in right else "left",
-            overflow="fold" if wraps else "ellipsis",
-            no_wrap=not wraps,
+            style="bold" if column in bold else "",
+            overflow="fold",
+            no_wrap=column not in wrap and len(places) > 1,
         )
-    for row in rows:
-        made.add_row(*(Text(shown(cell)) for cell in row))
-    return made
+    for row in cells:
+        made.add_row(*(row[place] for place in places))
+    hidden = [column for place, column in enumerate(columns) if place not in places]
+    if not hidden:
+        return made
+    said = f"{len(hidden)} column{'s' if len(hidden) > 1 else ''} hidden at {room} columns"
+    told = f"{said}: widen the terminal or use --json ({', '.join(hidden)})"
+    return Group(made, Text(told, style="dim"))
 
 
 def shown(value: Any) -> str:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import Field, SecretStr
+from pydantic import Field
 
 from shared.settings import Settings
 
@@ -13,6 +13,3 @@ class CliSettings(Settings):
     gateway_url: str | None = Field(None, description="where agents' model calls go; `ratchet up` sets it")
     admin_url: str | None = Field(None, description="the operators' page; `ratchet up` sets it")
     inference_url: str | None = Field(None, description="where the inference service answers; `ratchet up` sets it")
-    judge: str = Field("outcome", description="the judge that doctor checks: outcome or ruler")
-    judge_base_url: str | None = Field(None, description="OpenAI-compatible endpoint of the judge")
-    judge_api_key: SecretStr | None = Field(None, description="its key")

@@ -19,6 +19,7 @@ from services.local.agent_keys import kept_key
 from services.local.embedded import NatsServer
 from shared import subjects
 from shared.bus import Bus
+from shared.service import presence
 from shared.streams import provision
 
 AGENT, OTHER = "agent-1", "agent-2"
@@ -324,6 +325,8 @@ MAY = {
     "command.deployer.deploy": set(),
     "command.outcome_tracker.sync": set(),
     "command.admin.add_agent": set(),
+    "ready.recorder": {"admin"},
+    "ready.recorder.one": {"admin"},
     "$JS.API.CONSUMER.MSG.NEXT.STEPS.recorder": {"recorder"},
     "$JS.API.CONSUMER.MSG.NEXT.LOOP.scorer_window_resolved": {"scorer"},
     "$JS.API.CONSUMER.INFO.STEPS.recorder": {"recorder", "admin"},
@@ -355,6 +358,8 @@ HEARD = {
     "command.scorer.rescore": {"scorer"},
     "command.deployer.rollback": {"deployer"},
     "command.admin.add_agent": {"admin"},
+    "ready.recorder": {"recorder"},
+    "ready.gateway.one": {"gateway"},
     **{f"_INBOX_{name}.x": {name} for name in broker.SERVICES},
     "_INBOX_agent-1.x": set(),
     "_INBOX.x": {"world"},
@@ -374,6 +379,21 @@ async def test_no_service_does_anothers_work(server: NatsServer, operator: Bus, 
         await heard_out(client)
         refused = {fault.split('"')[1] for fault in faults if f"permissions violation for {what}" in fault.lower()}
         assert refused == {subject.lower() for subject, users in expected.items() if user not in users}
+
+
+@pytest.mark.parametrize("service", broker.SERVICES)
+async def test_each_service_may_say_whether_it_is_ready(server: NatsServer, connect: Connect, service: str) -> None:
+    """Also one that may publish nothing at all."""
+    asking = Bus(server.url_of("admin"), name="admin")
+    answering = Bus(server.url_of(service), name=service)
+    await asking.connect()
+    await answering.connect()
+    await answering.answer((f"ready.{service}", f"ready.{service}.one"), presence(service, []))
+    await heard_out(answering.nc)
+    for subject in (f"ready.{service}", f"ready.{service}.one"):
+        assert b'"ready":true' in (await asking.nc.request(subject, timeout=5)).data
+    await answering.close()
+    await asking.close()
 
 
 def test_secrets_are_read_by_their_owner_alone(server: NatsServer, seeds: dict[str, Path]) -> None:

@@ -7,12 +7,14 @@ import gzip
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
 from ratchet_sdk.events import LlmCallMade, step_events
 
+from services.gateway.backlog import opened
 from services.gateway.handlers import application
 from services.gateway.health import Health
 from services.gateway.keys import KeyTable
@@ -86,11 +88,11 @@ class House:
 
 
 @pytest.fixture
-async def house(bus: Bus) -> AsyncIterator[House]:
+async def house(bus: Bus, tmp_path: Path) -> AsyncIterator[House]:
     upstream = StandIn()
     routes, keys, health = RouteTable(bus, check_s=0.2), KeyTable(bus, name="g1", check_s=0.2), Health(bus)
     key = await keyed(bus, "a1")
-    records = Records(bus, wait_s=0.5, backlog=100)
+    records = Records(bus, opened(tmp_path / "gateway-spool", 2**20), wait_s=0.5, memory_bytes=2**20)
     targets = HttpTargets(timeout_s=0.5, connect_timeout_s=0.5, connections=20)
     gateway = Gateway(routes, targets, records, health, window_s=WINDOW_S)
     app = application(gateway, keys, body_limit_bytes=200_000, body_timeout_s=0.5)
@@ -98,13 +100,14 @@ async def house(bus: Bus) -> AsyncIterator[House]:
     while await keys.ready():
         await asyncio.sleep(0.005)
     async with listening(upstream.app) as upstream_url, listening(app) as url:
-        opened = House(bus, upstream, upstream_url, url, key, routes, keys, records, health)
-        yield opened
-        await asyncio.gather(*(client.close() for client in opened.clients))
+        made = House(bus, upstream, upstream_url, url, key, routes, keys, records, health)
+        yield made
+        await asyncio.gather(*(client.close() for client in made.clients))
     for task in following:
         task.cancel()
     await asyncio.gather(*following, return_exceptions=True)
     await targets.close()
+    records.close()
 
 
 def headers(**more: str) -> dict[str, str]:

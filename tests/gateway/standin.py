@@ -51,6 +51,8 @@ class StandIn:
                 return Response(b"<html>", 200)
             case "empty":
                 return JSONResponse({"choices": []})
+            case "no done":
+                return StreamingResponse(self.events_without_done(body), media_type="text/event-stream")
         if body.get("stream"):
             return StreamingResponse(self.events(body), media_type="text/event-stream")
         return JSONResponse(self.whole(body))
@@ -71,6 +73,14 @@ class StandIn:
         if body.get("return_token_ids"):
             choice["token_ids"], reply["prompt_token_ids"] = [1, 2, 3], [9, 8]
         return reply
+
+    async def events_without_done(self, body: dict[str, Any]) -> AsyncIterator[str]:
+        """A whole reply as some servers send it: nulls where nothing is, texts unescaped, CR LF, no ``[DONE]``."""
+        head = self.head(body, "chat.completion.chunk")
+        yield f"data: {json.dumps({**head, 'choices': None, 'error': None})}\r\n\r\n"
+        for text, finish in (("hello\u2028 \x0b\x85 from ", None), (body["model"], "stop")):
+            choice = {"index": 0, "delta": {"content": text}, "finish_reason": finish}
+            yield f"data: {json.dumps({**head, 'choices': [choice], 'error': None}, ensure_ascii=False)}\r\n\r\n"
 
     async def events(self, body: dict[str, Any]) -> AsyncIterator[str]:
         for number, text in enumerate(("hello", " from", f" {body['model']}")):

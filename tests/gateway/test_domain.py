@@ -10,17 +10,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from ratchet_sdk.assembly import StreamedReply
 from ratchet_sdk.sampling import NAMES, NEUTRAL
 from ratchet_sdk.sampling import asked as sampled
 
 from services.gateway import domain, record_domain
-from services.gateway.assembly import Assembly
+from services.gateway.assembly import reply_of
 from services.gateway.domain import Asked
 from services.gateway.prefixes import Prefixes
 from services.gateway.record_domain import Prompt
 from shared.errors import GiveUpError
 from shared.routing import Arm, Plan, RouteDocument, Target, assigned
-from shared.windows import window_at
+from shared.windows import EARLIEST, placed_at, window_at
 
 NOON = datetime(2026, 11, 20, 12, tzinfo=UTC)
 MESSAGES = [{"role": "user", "content": "hi"}]
@@ -102,6 +103,18 @@ def test_headers_name_a_run() -> None:
         "x-ratchet-base-call-id": "c",
     }
     assert domain.run_of_headers(headers, NOON + timedelta(days=1)) == domain.Run("t", 7, NOON, "evaluation", "c")
+
+
+@given(st.datetimes(timezones=st.timezones()) | st.just(datetime.min.replace(tzinfo=UTC)), st.integers(1, 7 * 86_400))
+def test_any_start_that_a_header_may_name_is_routed_as_the_recorder_places_it(said: datetime, window_s: int) -> None:
+    try:
+        started_at = domain.started_of_headers({"x-ratchet-started-at": said.isoformat()}, NOON)
+    except GiveUpError:
+        return  # UTC cannot hold it
+    chosen = domain.route(document([]), "a", started_at, NOON, window_s)
+    placed, skewed = placed_at(started_at, NOON)
+    assert chosen.assigned == assigned(document([]), "a", window_at(placed, window_s).starts_at)
+    assert skewed or placed >= EARLIEST
 
 
 @given(st.integers(0, 10**6), st.text("abc", min_size=1, max_size=5))
@@ -225,32 +238,14 @@ def test_a_prompt_is_told_by_what_it_adds_only_to_the_same_beginning() -> None:
     assert known.prompt("a", "t", "c", more) == Prompt(more)
 
 
-def test_chunks_come_together() -> None:
-    assembly = Assembly()
-    assert not assembly.started
-    deltas: list[dict[str, Any]] = [
-        {"role": "assistant", "content": "I "},
-        {"content": "sell", "reasoning_content": "hm"},
-        {"tool_calls": [{"index": 1, "id": "b", "function": {"name": "g", "arguments": ""}}]},
-        {"tool_calls": [{"index": 0, "id": "a", "type": "function", "function": {"name": "f", "arguments": '{"n"'}}]},
-        {"tool_calls": [{"index": 0, "function": {"arguments": ": 1}"}}], "annotations": [1], "refusal": None},
-    ]
-    for delta in deltas:
-        assembly.add({"choices": [{"index": 0, "delta": delta}], "created": 5})
-    assert assembly.reply()["choices"][0]["finish_reason"] == "length"
-    assembly.add({"choices": [{"index": 0, "delta": {}, "finish_reason": "tool_calls"}], "prompt_token_ids": [1]})
-    assembly.add({"choices": [], "usage": {"total_tokens": 9}})
-    reply = assembly.reply()
+def test_a_streamed_reply_is_recorded_as_one_that_was_not() -> None:
+    streamed = StreamedReply()
+    assert reply_of(streamed)["choices"][0]["message"] == {"role": "assistant", "content": None}
+    streamed.add({"created": 5, "choices": [{"index": 0, "delta": {"content": "I sell"}}]})
+    assert reply_of(streamed)["choices"][0]["finish_reason"] == "length"
+    streamed.add({"choices": [{"index": 0, "delta": {}, "finish_reason": "tool_calls"}], "prompt_token_ids": [1]})
+    streamed.add({"choices": [], "usage": {"total_tokens": 9}})
+    reply = reply_of(streamed)
     assert (reply["created"], reply["usage"], reply["prompt_token_ids"]) == (5, {"total_tokens": 9}, [1])
     [choice] = reply["choices"]
-    assert choice["finish_reason"] == "tool_calls"
-    assert choice["message"] == {
-        "role": "assistant",
-        "content": "I sell",
-        "reasoning_content": "hm",
-        "annotations": [1],
-        "tool_calls": [
-            {"type": "function", "id": "a", "function": {"name": "f", "arguments": '{"n": 1}'}},
-            {"type": "function", "id": "b", "function": {"name": "g", "arguments": ""}},
-        ],
-    }
+    assert (choice["finish_reason"], choice["message"]["content"]) == ("tool_calls", "I sell")

@@ -154,7 +154,6 @@ async def test_a_stream_passes_through_and_is_recorded_whole(house: House) -> No
         "finish_reason": "stop",
         "logprobs": {
             "content": [{"token": "t", "logprob": -0.5, "bytes": None, "top_logprobs": []}] * 3,
-            "refusal": None,
         },
         "token_ids": [1, 2, 3],
     }
@@ -171,6 +170,22 @@ async def test_a_stream_that_cannot_begin_falls_back(house: House) -> None:
     chunks = [chunk async for chunk in stream]
     assert chunks[-1].usage is not None
     assert {chunk.model for chunk in chunks} == {"v1"}
+
+
+async def test_a_stream_without_done_is_whole_and_only_cr_and_lf_end_its_lines(house: House) -> None:
+    """U+2028 and the like stand in a text as they are; `"error": null` and `"choices": null` say nothing."""
+    await house.route(document(house.upstream_url, {"v1": 1.0}))
+    house.upstream.broken["sha-v1"] = "no done"
+    stream = await house.client().chat.completions.create(
+        model="default", messages=MESSAGES, stream=True, extra_headers=headers()
+    )
+    chunks = [chunk async for chunk in stream]
+    text = "hello\u2028 \x0b\x85 from sha-v1"
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices) == text
+    [(_, event, _)] = await house.events()
+    assert event.call.model_extra == {}
+    assert event.call.response is not None
+    assert (event.call.response["message"]["content"], event.call.response["finish_reason"]) == (text, "stop")
 
 
 @pytest.mark.parametrize("how", ["cut", "left"])

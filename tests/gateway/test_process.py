@@ -36,13 +36,16 @@ async def started(**environment: str) -> asyncio.subprocess.Process:
 
 
 @pytest.mark.e2e
-async def test_the_process_answers_records_reports_and_ends_cleanly(bus: Bus, nats_server: NatsServer) -> None:
+async def test_the_process_answers_records_reports_and_ends_cleanly(
+    bus: Bus, nats_server: NatsServer, tmp_path: Path
+) -> None:
     heard = await bus.nc.subscribe(subjects.GATEWAY_HEALTH)
     port = free_port()
     process = await started(
         RATCHET_NATS_URL=nats_server.url,
         RATCHET_HTTP_PORT=str(port),
         RATCHET_WINDOW_S="60",
+        RATCHET_GATEWAY_SPOOL_DIR=str(tmp_path / "spool"),
     )
     upstream, key = StandIn(), await keyed(bus, "a1")
     async with listening(upstream.app) as url:

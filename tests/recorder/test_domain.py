@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, date, datetime, timedelta
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -18,7 +19,9 @@ from services.recorder.domain import (
     runs_of,
     steps_of,
 )
+from shared.calls import mentions, merge_calls
 from shared.errors import GiveUpError
+from shared.windows import EARLIEST, MAX_CLOCK_AHEAD_S
 from tests.recorder.events import (
     START,
     WINDOW_ID,
@@ -95,10 +98,25 @@ def test_the_first_event_in_the_stream_places_a_run() -> None:
     assert (run.window.starts_at, run.clock_skewed) == (START.replace(minute=2, second=0), False)
 
 
-def test_a_time_without_a_window_is_refused() -> None:
-    first = datetime(1, 1, 1, tzinfo=UTC)
-    with pytest.raises(GiveUpError, match="outside all windows"):
-        domain.placement(step(started_at=first), START, 7 * 86_400)
+ENDS_OF_TIME = (datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC))
+
+
+@given(st.datetimes(timezones=st.just(UTC)) | st.sampled_from(ENDS_OF_TIME), st.integers(1, 7 * 86_400))
+def test_any_time_of_the_contract_gives_rows_that_can_be_worked_with(said: datetime, window_s: int) -> None:
+    times: dict[str, Any] = {"started_at": said, "occurred_at": said}
+    events = numbered(step(0, llm_calls=[{"call_id": "c"}], **times), ended(**times))
+    [run] = runs_of(events, window_s).values()
+    [done], [call] = steps_of(events), calls_of(events).values()
+    for instant in (run.started_at, run.ended_at, done.occurred_at, call.occurred_at):
+        assert instant is not None
+        assert EARLIEST <= instant <= START + timedelta(seconds=MAX_CLOCK_AHEAD_S)
+    assert run.window.starts_at <= run.started_at < run.window.ends_at
+    assert run.clock_skewed == (not run.consistent) == (run.started_at != said)
+
+
+def test_one_event_with_an_impossible_time_marks_its_run() -> None:
+    [run] = runs_of(numbered(started(), step(0, occurred_at=ENDS_OF_TIME[0])), WINDOW_S).values()
+    assert (run.clock_skewed, run.consistent, run.started_at) == (False, False, START)
 
 
 def test_a_step_says_what_was_done_and_whether_it_was_answered() -> None:
@@ -182,3 +200,43 @@ def test_an_agent_is_seen_by_the_brokers_clock_with_its_versions() -> None:
     agents = agents_of(events)
     assert agents["a"] == domain.AgentSeen("a", START, later, frozenset({"v1", "v2", "v3"}))
     assert agents["b"].versions == frozenset()
+
+
+# the table and whoever reads the run --------------------------------------------------------------
+told = st.builds(
+    lambda call_id, text, step_number, more: call_made(
+        call_id, number=step_number, **({} if text is None else {"response": reply(text)}), **more
+    ),
+    st.sampled_from("ab"),
+    st.sampled_from([None, "buy", "sell"]),
+    st.integers(0, 2),
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "purpose": st.sampled_from(["action", "evaluation", "reasoning"]),
+            "model": st.sampled_from("mn"),
+            "model_version": st.sampled_from(["v1", "v2"]),
+            "base_call_id": st.sampled_from("xy"),
+        },
+    ),
+)
+
+
+@given(st.lists(st.tuples(told, st.booleans()), max_size=5))
+def test_the_table_counts_the_same_of_two_mentions_as_whoever_reads_the_run(events: list[tuple[Any, bool]]) -> None:
+    """One call id, told of in several ways: SQL, the page and the trainer speak of the same call."""
+    rows = calls_of([received(e, n)._replace(witnessed=seen) for n, (e, seen) in enumerate(events)])
+    found, _ = merge_calls(m for event, seen in events for m in mentions(event, witnessed=seen))
+    read = {m.call.call_id: m for m in found}
+    assert {
+        call_id: (r.recorded, r.purpose, r.model, r.model_version, r.base_call_id, r.step, r.occurred_at, r.witnessed)
+        for (_, _, call_id), r in rows.items()
+    } == {
+        call_id: (
+            m.call.response is not None,
+            None if m.call.purpose == "action" else m.call.purpose,
+            *(m.call.model, m.call.model_version, m.call.base_call_id),
+            *(m.step, m.occurred_at, m.witnessed),
+        )
+        for call_id, m in read.items()
+    }

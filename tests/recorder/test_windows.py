@@ -30,7 +30,7 @@ from shared.events import WindowClosed
 from shared.streams import Barrier
 from shared.trajectories import load
 from shared.windows import window_at
-from tests.recorder.events import WINDOW_S
+from tests.recorder.events import START, WINDOW_S, ended, numbered, step
 
 
 async def until(condition: Callable[[], Awaitable[object]]) -> None:
@@ -220,6 +220,36 @@ async def test_a_run_that_never_ends_is_cut_at_its_limit(nats_server: NatsServer
 
         await until(closed)
     assert await pool.fetchval("select status from trajectories") == "truncated"
+
+
+class StoredThrough:
+    """A stream that ends at a sequence, with all of it stored."""
+
+    def __init__(self, sequence: int) -> None:
+        self.sequence = sequence
+
+    async def end(self) -> Barrier:
+        return Barrier(START, self.sequence)
+
+    async def floor(self) -> int:
+        return self.sequence
+
+
+@pytest.mark.parametrize("window_s", [1, 3600, 7 * 86_400])
+async def test_a_run_with_an_impossible_start_holds_no_window_up(bus: Bus, pool: Pool, window_s: int) -> None:
+    """datetime.min is what asyncpg writes as -infinity, and reads back without a zone."""
+    said = [datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC), datetime(1, 1, 1, 5, tzinfo=UTC)]
+    odd = [step(0, f"odd-{n}", started_at=at, occurred_at=at) for n, at in enumerate(said)]
+    await EventStore(pool).keep(numbered(*odd, ended(step_count=0)), window_s)
+    window, later = window_at(START, window_s), window_at(START, window_s).ends_at + timedelta(seconds=10)
+    closing = Closing(WindowStore(pool), StoredThrough(9), bus, settings(window_s=window_s), lambda: later)
+    await closing.tick()
+    placed = await pool.fetch("select distinct window_id, started_at from trajectories where clock_skewed")
+    assert [tuple(row) for row in placed] == [(window.window_id, START)]
+    told = {event.window_id: event.trajectories for event in await closed_windows(bus)}
+    assert told[window.window_id] == 4
+    assert sum(told.values()) == 4
+    assert await pool.fetchval("select max(ends_at) from windows where state = 'closed'") >= window.ends_at
 
 
 async def test_a_row_that_was_not_announced_is_announced_by_the_sweep(bus: Bus, pool: Pool) -> None:

@@ -110,6 +110,12 @@ def chunk(text: str | None, finish: str | None = None, **more: Any) -> str:
     return f"data: {json.dumps({'choices': [choice], **more})}\n\n"
 
 
+def test_a_stream_that_ends_without_done_is_whole_and_a_null_is_nothing() -> None:
+    opening = 'data: {"choices": null, "error": null}\n\n'
+    whole = joined((opening + chunk("a\u2028b", error=None) + chunk("!", "stop")).rstrip().encode())
+    assert whole["choices"][0]["message"]["content"] == "a\u2028b!"
+
+
 def test_a_stream_is_put_together() -> None:
     whole = joined((": ping\n\n" + chunk("ä") + chunk("b\n") + chunk(None, "stop") + "data: [DONE]\n\n").encode())
     assert whole["choices"][0]["message"]["content"] == "äb\n"
@@ -122,9 +128,9 @@ def test_a_stream_is_put_together() -> None:
         (chunk("half"), "broke off"),
         ("", "broke off"),
         (chunk("half") + 'data: {"error": {"message": "away"}}\n\n', "error"),
-        ("data: [1]\n\n", "should be an object"),
-        ('data: {"choices": [1]}\n\n', "should be an object"),
-        ("data: {\n\n", "Invalid JSON"),
+        ("data: [1]\n\n", "no object"),
+        ('data: {"choices": [1]}\n\n', "no list of objects"),
+        ("data: {\n\n", "not JSON"),
     ],
 )
 def test_a_stream_that_is_no_completion_is_refused(content: str, words: str) -> None:

@@ -65,7 +65,7 @@ async def test_nothing_that_an_agent_hands_over_raises(recorder: Recorder, bus: 
     assert isinstance(first, Step)
     assert (first.environment, first.llm_calls, first.provider_accesses, first.reward) == ({}, [], [], None)
     assert first.action is not None
-    assert first.action.result == {"when": "2026-01-01T00:00:00Z", "nan": None, "half": "?"}
+    assert first.action.result == {"when": "2026-01-01T00:00:00Z", "nan": "NaN", "half": "\ufffd"}
     assert isinstance(end, TrajectoryEnded)
     assert end.final == {}
     assert recorder.counts.refused == 9

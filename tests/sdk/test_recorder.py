@@ -76,7 +76,7 @@ async def test_a_run_is_published_as_the_contract_says(recorder: Recorder, bus: 
     assert opening.model.name == "traders"
     assert isinstance(first, Step)
     assert (first.step, first.environment, first.reward) == (0, {"price": 3}, 0.5)
-    assert first.model_extra == {"failed_calls": [{"model": "m", "half": "?", "error": "TimeoutError: slow"}]}
+    assert first.model_extra == {"failed_calls": [{"model": "m", "half": "\ufffd", "error": "TimeoutError: slow"}]}
     assert isinstance(late, LlmCallMade)
     assert (late.call.call_id, late.call.temperature) == ("c", 0.5)
     [access] = first.provider_accesses

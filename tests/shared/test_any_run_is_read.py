@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 from ratchet_sdk.events import step_events
 
 from services.admin import runs as admin_runs
@@ -21,17 +22,20 @@ from services.admin.store import Store
 from services.cli import show_run
 from services.interchange import exporting
 from services.interchange.reading import FORMATS, read_line
-from services.scorer.domain import broken_by_infrastructure, empty_prompts, start_signature
+from services.recorder import envelope
+from services.recorder.domain import Received, calls_of
+from services.scorer.domain import situation, start_signature
 from services.scorer.judge import Case, Hindsight
 from services.scorer.ruler.prompt import ask_about, distinct
 from services.scorer.ruler.rubrics import OURS
 from services.scorer.ruler.text import transcript
+from services.scorer.standing_domain import Checks, broken_by_infrastructure, checked
 from services.terminal.output import print_json
 from services.trainer.domain import Judged, ScoredGroup, Terms, carries
 from services.trainer.records import records_of
 from services.trainer.sequences import conversations, token_sequences
 from shared.bodies import packed
-from shared.trajectories import assemble
+from shared.trajectories import Stored, assemble
 from tests.shared.wire import answered, runs
 
 KEY, OTHER = ("a", "t"), ("b", "t")
@@ -51,7 +55,8 @@ def trainer(raw: list[bytes]) -> None:
 def scorer(raw: list[bytes]) -> None:
     run = assemble(*KEY, raw)
     assert len(start_signature(run)) == 64
-    broken_by_infrastructure(run), empty_prompts(run)
+    assert checked(Checks(1, 1), run).steps == 1
+    situation(run), broken_by_infrastructure(run)
     members = {KEY: "completed", OTHER: "failed"}
     attempts = distinct({KEY: transcript(run), OTHER: []}, members)
     case = Case("g", "p", "w", "s", NOW, NOW, 1, members)
@@ -143,3 +148,41 @@ def export(raw: list[bytes]) -> None:
 @given(raw=runs())
 def test_whatever_may_be_published_is_read(reader: Callable[[list[bytes]], None], raw: list[bytes]) -> None:
     reader(raw)
+
+
+@given(runs(), st.integers(0, 2**6 - 1))
+def test_the_tables_and_the_run_agree_on_its_calls(raw: list[bytes], witnessed: int) -> None:
+    """``llm_calls`` has the calls that the run has, each with the content that is shown and trained on."""
+    stored = [Stored(body, bool(witnessed >> n & 1 and b'"kind": "llm_call"' in body)) for n, body in enumerate(raw)]
+    received = [
+        Received("a", event, n, NOW, b"", 0, None, one.witnessed)
+        for n, one in enumerate(stored)
+        if (event := envelope.read(one.body)) is not None
+    ]
+    rows = {
+        row.call_id: (
+            row.step,
+            row.witnessed,
+            row.recorded,
+            row.base_call_id,
+            row.model,
+            row.model_version,
+            row.purpose,
+        )
+        for row in calls_of(received).values()
+    }
+    told = {
+        c.call_id: (
+            call.step,
+            call.witnessed,
+            c.response is not None,
+            c.base_call_id,
+            c.model,
+            c.model_version,
+            purpose,
+        )
+        for call in assemble(*KEY, stored).calls
+        for c in [call.call]
+        for purpose in [None if c.purpose == "action" else c.purpose]
+    }
+    assert rows == told
