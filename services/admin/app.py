@@ -7,7 +7,7 @@ from services.admin.handlers import application
 from services.admin.keys import KeyBucket
 from services.admin.settings import AdminSettings
 from services.admin.store import Credentials, Store
-from services.admin.waiting import MEASURE_S, Waiting
+from services.admin.waiting import MEASURE_S
 from services.admin.watch import LOOK_S, Watch
 from shared import database
 from shared.bus import Bus

@@ -47,11 +47,11 @@ def read_file(path: Path, form: str = "openai-chat") -> Iterator[Line]:
 
 
 def read_line(number: int, line: bytes, form: str = "openai-chat") -> list[Line]:
-    """What a line holds. Half an emoji in it, as cut streams leave it, becomes U+FFFD, as in the SDK."""
+    """What a line holds. Half an emoji in it, as cut streams leave it, is mended as in the SDK."""
     try:
-        value = json.loads(line.decode("utf-8-sig"))
-        text = json.dumps(value, ensure_ascii=False, allow_nan=False)  # what cannot be sent is refused here
-        found = FORMATS[form](value if text.isascii() else mended(value))
+        value = mended(json.loads(line.decode("utf-8-sig")))
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()  # what cannot be sent is refused here
+        found = FORMATS[form](value)
         return [Line(number, conversation, part=part) for part, conversation in enumerate(found)]
     except UnicodeDecodeError:
         return [Line(number, fault="it is not UTF-8 text")]

@@ -159,6 +159,12 @@ def _assigned(lines: Sequence[str]) -> dict[str, str]:
     return {name: value for name, value in read.items() if value is not None}
 
 
+def write_exports(path: Path, settings: Mapping[str, str]) -> None:
+    """Settings for one reader alone, to be sourced: an agent's, or the world's."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_private(path, "".join(f"{_line(name, value)}\n" for name, value in settings.items()))
+
+
 def _line(name: str, value: str) -> str:
     """Read alike by a shell and by dotenv, which knows no way to end a quote within a word."""
     quoted = shlex.quote(value) if "'" not in value else '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 from uuid import UUID
 
 import typer
-from ratchet_sdk.values import mended
 
 from shared.errors import ConfigurationError
 
@@ -79,9 +78,11 @@ def json_text(value: Any, *, indent: int | None = None, ascii_only: bool = True)
 
 def sayable(value: Any) -> Any:
     """A copy made of what JSON can say. A number longer than Python writes out in decimals is in hexadecimal."""
+    from ratchet_sdk.values import mended, told_apart
+
     match value:
         case str():
-            return str(mended(value))
+            return mended(value)
         case None | bool():
             return value
         case float():
@@ -89,7 +90,8 @@ def sayable(value: Any) -> Any:
         case int():
             return value if value.bit_length() < LONGEST_BITS else hex(value)
         case Mapping():
-            return {sayable(key if isinstance(key, str) else shown(key)): sayable(item) for key, item in value.items()}
+            named = ((key if isinstance(key, str) else shown(key), item) for key, item in value.items())
+            return told_apart((mended(key), sayable(item)) for key, item in named)
         case list() | tuple():
             return [sayable(item) for item in value]
     return sayable(plain(value))
