@@ -151,6 +151,8 @@ same as AsyncAPI 3.0.
 - Over a few KiB, gzip it and say so with the header `Content-Encoding: gzip`. An event has at most 4 MiB unpacked.
 - Times are RFC 3339 with a zone. A run belongs to the window that its `started_at` lies in, which is therefore the same
   in each of its events.
+- Numbers are finite, in fields of your own too: `NaN`, `Infinity` and what no float holds (`1e999`) are no JSON, and
+  their event is a dead letter. Our SDKs write them as text. Each call of a run has an id of its own.
 - What cannot be read is kept on `dead.<consumer>` with its reason, and takes no neighbour along.
 """
 
