@@ -16,6 +16,7 @@ from services.deployer.planning import Shares, next_document
 from services.deployer.sequential import Interval
 from services.deployer.settings import DeployerSettings
 from services.deployer.store import Store
+from shared.aside import Aside
 from shared.database import Connection
 from shared.delivery import Ack, Disposition, Retry
 from shared.errors import GiveUpError
@@ -60,13 +61,20 @@ class Announcer(Protocol):
 
 class Deployer:
     def __init__(
-        self, store: Store, probe: Probe, routes: Routes, announcer: Announcer, settings: DeployerSettings
+        self,
+        store: Store,
+        probe: Probe,
+        routes: Routes,
+        announcer: Announcer,
+        settings: DeployerSettings,
+        aside: Aside | None = None,
     ) -> None:
         self._store = store
         self._probe = probe
         self._routes = routes
         self._announcer = announcer
         self._settings = settings
+        self._aside = aside or Aside("deployer")
         self._shares = Shares(settings.canary_share, settings.base_share, settings.anchor_share)
 
     # a new version ------------------------------------------------------------------------------
@@ -80,9 +88,14 @@ class Deployer:
 
     async def verify_due(self) -> None:
         """Verify every version that waits, each at its own pace."""
-        for result in await asyncio.gather(*map(self._verify, await self._store.verifying()), return_exceptions=True):
+        alone = map(self._verify_alone, await self._store.verifying())
+        for result in await asyncio.gather(*alone, return_exceptions=True):
             if isinstance(result, BaseException):
                 raise result
+
+    async def _verify_alone(self, waiting: Deployment) -> None:
+        async with self._aside.row("verify version", f"{waiting.policy} {waiting.version}"):
+            await self._verify(waiting)
 
     async def _verify(self, waiting: Deployment) -> None:
         outcome = await self._probe.verify(waiting.artifact_sha256)
@@ -288,14 +301,19 @@ class Deployer:
         await self.announce_due()
 
     async def announce_due(self) -> None:
-        for row in await self._store.unannounced():
-            await self._announcer.announce(domain.announcement(row))
-            await self._store.set_announced(row)
+        rows = await self._store.unannounced()
+        await self._aside.each("announce verdict", rows, lambda row: f"{row.policy} {row.version}", self._announce)
+
+    async def _announce(self, row: Deployment) -> None:
+        await self._announcer.announce(domain.announcement(row))
+        await self._store.set_announced(row)
 
     async def sweep(self) -> None:
         """What a crash left behind: documents that no gateway has, or that name an old endpoint; silent verdicts."""
-        for policy in await self._store.routed_policies():
-            async with self._store.policy(policy) as c:
-                await self._route(c, policy)
-            await self._routes.publish(policy)
+        await self._aside.each("route policy", await self._store.routed_policies(), str, self._renew)
         await self.announce_due()
+
+    async def _renew(self, policy: str) -> None:
+        async with self._store.policy(policy) as c:
+            await self._route(c, policy)
+        await self._routes.publish(policy)

@@ -19,6 +19,7 @@ from services.outcome_tracker.store import OutcomeStore
 from services.outcome_tracker.stream import OutcomeDoor, OutcomeStream
 from services.outcome_tracker.sync import Sync
 from shared import database
+from shared.aside import Aside
 from shared.bus import Bus
 from shared.errors import ConfigurationError
 from shared.service import Periodic, run_service, serve
@@ -49,7 +50,7 @@ async def main() -> None:
     async with database.pool(url, pool_size=settings.database_pool, application=NAME) as pool:
         bus = Bus(settings.nats_url, name=NAME)
         stream, pulls, outcomes = OutcomeStream(bus), PullStore(pool), OutcomeStore(pool)
-        settling = Settling(SettlementStore(pool), stream, bus, settings, sources)
+        settling = Settling(SettlementStore(pool), stream, bus, settings, sources, Aside(NAME, pool))
         pulling = Pulling(sources, outcomes, OutcomeDoor(bus), pulls, every_s=settings.pull_every_s)
         subscribe(bus, Facts(outcomes), settling, Sync(pulls, pulling, settling, stream))
         tasks = [

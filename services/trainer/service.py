@@ -18,7 +18,8 @@ from services.trainer.records import records_of
 from services.trainer.store import Lease, LeaseLostError, NewModel, Store
 from services.trainer.training import Engine, Episode, Job, Progress, Recipe, Trained, TrainingStoppedError
 from shared.artifacts import Artifact, ArtifactStore, describe
-from shared.database import UNAVAILABLE
+from shared.aside import Aside
+from shared.database import UNAVAILABLE, Record
 from shared.errors import GiveUpError, RatchetError
 from shared.events import LoopEvent, ModelTrained, TrainingProgress
 from shared.telemetry import logger
@@ -52,6 +53,7 @@ class Trainer:
         lease_s: float,
         tick_s: float,
         sabotage_version: int | None = None,
+        aside: Aside | None = None,
     ) -> None:
         self._store = store
         self._batches = batches
@@ -63,6 +65,7 @@ class Trainer:
         self._tick_s = tick_s
         self._sabotage_version = sabotage_version
         self._woken = asyncio.Event()
+        self._aside = aside or Aside("trainer")
 
     # the round ----------------------------------------------------------------------------------
     def wake(self) -> None:
@@ -211,9 +214,12 @@ class Trainer:
     # announcing -----------------------------------------------------------------------------------
     async def announce_models(self) -> None:
         """Announce every version that has not been; the sweep that makes the fast path safe to lose."""
-        for row in await self._store.unannounced_models():
-            await self._announcer.announce(ModelTrained(**dict(row)))
-            await self._store.model_announced(row["policy"], row["version"])
+        rows = await self._store.unannounced_models()
+        await self._aside.each("announce model", rows, lambda row: f"{row['policy']} {row['version']}", self._announce)
+
+    async def _announce(self, row: Record) -> None:
+        await self._announcer.announce(ModelTrained(**dict(row)))
+        await self._store.model_announced(row["policy"], row["version"])
 
     # commands -------------------------------------------------------------------------------------
     async def register_base(self, policy: str, artifact_sha256: str, note: str | None) -> str:
