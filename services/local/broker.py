@@ -60,6 +60,17 @@ def looks_at(stream: str) -> str:
     return f"$JS.API.STREAM.INFO.{stream}"
 
 
+def purges(stream: str) -> tuple[str, ...]:
+    """To let go of what all of a stream's consumers have settled: it has to see how far each is."""
+    consumers = [consumer for consumer in subjects.CONSUMERS if consumer.stream == stream]
+    return (
+        looks_at(stream),
+        f"$JS.API.STREAM.MSG.GET.{stream}",
+        f"$JS.API.STREAM.PURGE.{stream}",
+        *(f"$JS.API.CONSUMER.INFO.{stream}.{consumer.durable}" for consumer in consumers),
+    )
+
+
 def inbox(name: str) -> str:
     """Where answers to a user come; agents' inboxes are in an account of their own."""
     return f"_INBOX_{name}.>"
@@ -69,9 +80,8 @@ SERVICES: Mapping[str, Role] = {
     "recorder": Role(
         publish=(
             *consumes(subjects.RECORDER_STEPS),
-            looks_at(subjects.RECORDER_STEPS.stream),
-            f"$JS.API.STREAM.MSG.GET.{subjects.RECORDER_STEPS.stream}",
-            f"$JS.API.STREAM.PURGE.{subjects.RECORDER_STEPS.stream}",  # what is stored, a day later
+            *purges(subjects.RECORDER_STEPS.stream),
+            looks_at("DEAD"),  # how full it is
             subjects.WINDOW_CLOSED,
         ),
         subscribe=(subjects.command("recorder", "*"),),
@@ -80,7 +90,7 @@ SERVICES: Mapping[str, Role] = {
     "outcome_tracker": Role(
         publish=(
             *consumes(subjects.TRACKER_OUTCOMES, subjects.TRACKER_CLOSED),
-            looks_at(subjects.TRACKER_OUTCOMES.stream),
+            *purges(subjects.TRACKER_OUTCOMES.stream),
             subjects.outcomes("*"),  # what it pulls comes in where the world's facts do
             subjects.WINDOW_RESOLVED,
         ),
@@ -102,6 +112,7 @@ SERVICES: Mapping[str, Role] = {
             *consumes(subjects.DEPLOYER_TRAINED, subjects.DEPLOYER_RESOLVED),
             subjects.MODEL_DEPLOYED,
             subjects.MODEL_ROLLED_BACK,
+            *purges(subjects.DEPLOYER_TRAINED.stream),
             looks_at(BUCKET),
             f"$JS.API.STREAM.MSG.GET.{BUCKET}",
             f"$JS.API.DIRECT.GET.{BUCKET}.{KEYS}",  # the same, of a bucket that was made with direct access

@@ -22,6 +22,7 @@ from shared import database
 from shared.aside import Aside
 from shared.bus import Bus
 from shared.errors import ConfigurationError
+from shared.purging import PURGE_S, Purging
 from shared.service import Periodic, run_service, serve
 from shared.settings import load
 from shared.telemetry import configure_logging
@@ -57,6 +58,7 @@ async def main() -> None:
             Periodic("settle", settings.tick_s, settling.tick),
             Periodic("announce", settings.sweep_s, settling.announce),
             Periodic("pull", settings.tick_s, pulling.tick),
+            Periodic("purge", PURGE_S, Purging(bus, "OUTCOMES").round),
         ]
         await serve(NAME, settings, bus, pool=pool, tasks=tasks)
 
