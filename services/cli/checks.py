@@ -59,7 +59,8 @@ async def examine() -> list[Finding]:
         if pool is not None:
             found += await database(pool)
             if not any(f.part == "migrations" and f.verdict == "fail" for f in found):
-                found += [*await artifacts(pool, settings), await quality(pool), *await probes(pool, settings)]
+                found += [*await artifacts(pool, settings), await quality(pool)]
+                found += [*await set_aside(pool), *await probes(pool, settings)]
     found.append(await judge(settings))
     return found
 
@@ -151,7 +152,9 @@ async def streams(bus: Bus) -> list[Finding]:
             findings.append(Finding("streams", "warn", detail, "see whether its consumers lag; raise its size"))
         elif stream.name == "DEAD" and state.messages:
             detail = f"{state.messages} dead letters, each with its reason"
-            findings.append(Finding("streams", "warn", detail, "read them: `nats stream view DEAD`"))
+            findings.append(
+                Finding("streams", "warn", detail, "read them: `ratchet dead`; nothing purges them but you")
+            )
     return findings or [
         Finding("streams", "ok", f"{', '.join(s.name for s in subjects.STREAMS)} refuse and never drop")
     ]
@@ -287,6 +290,20 @@ async def probes(pool: Pool, settings: CliSettings) -> list[Finding]:
         return [Finding("judge's probe", "warn", f"{said}; an earlier verdict stands", "`ratchet judge` shows both")]
     mend = "`ratchet judge probe` shows the cases; use a better judge, or `ratchet judge release`"
     return [Finding("judge's probe", "fail", f"{said}; nothing of it is announced", mend)]
+
+
+async def set_aside(pool: Pool) -> list[Finding]:
+    """Rows that a service's sweep cannot handle, while the rest goes on: of each kind how many, and the first."""
+    by_kind: dict[tuple[str, str], list[store.Row]] = {}
+    for row in await store.set_aside(pool):
+        by_kind.setdefault((row["service"], row["kind"]), []).append(row)
+    return [_set_aside(rows) for rows in by_kind.values()]
+
+
+def _set_aside(rows: list[store.Row]) -> Finding:
+    first, others = rows[0], f" (and {len(rows) - 1} more)" if len(rows) > 1 else ""
+    detail = f"{first['service']}, {first['kind']} {first['key']}{others}, {first['count']} times: {first['reason']}"
+    return Finding("set aside", "warn", detail, f"see the log of {first['service']}; it is tried again each minute")
 
 
 async def quality(pool: Pool) -> Finding:
