@@ -89,11 +89,20 @@ async def stream_end(bus: Bus, stream: str) -> Barrier:
 
 async def ack_floor(bus: Bus, consumer: subjects.Consumer) -> int:
     """Every message up to this stream sequence has been settled by the consumer, or never was its own."""
+    return await settled_through(bus, consumer, 0)
+
+
+async def settled_through(bus: Bus, consumer: subjects.Consumer, idle_through: int) -> int:
+    """As ``ack_floor``; and where nothing waits for the consumer, at least ``idle_through``.
+
+    A consumer of a subject that is seldom used has a floor far back. ``idle_through`` is an end of the stream that was
+    read a while ago: what lay there then was counted for the consumer long since. Raises RetryLaterError.
+    """
     try:
         info = await bus.js.consumer_info(consumer.stream, consumer.durable)
     except (NatsError, APIError, TimeoutError) as error:
         raise RetryLaterError(f"consumer {consumer.durable} did not answer: {error!r}") from error
     floor: int = info.ack_floor.stream_seq if info.ack_floor else 0
     if info.num_pending == 0 and info.num_ack_pending == 0 and info.delivered:
-        return max(floor, int(info.delivered.stream_seq))
+        return max(floor, int(info.delivered.stream_seq), idle_through)
     return floor

@@ -7,7 +7,7 @@ from services.admin.handlers import application
 from services.admin.keys import KeyBucket
 from services.admin.settings import AdminSettings
 from services.admin.store import Credentials, Store
-from services.admin.waiting import MEASURE_S
+from services.admin.waiting import MEASURE_S, Waiting
 from services.admin.watch import LOOK_S, Watch
 from shared import database
 from shared.bus import Bus
@@ -43,6 +43,7 @@ async def main() -> None:
     ):
         bus = Bus(settings.nats_url, name=NAME)
         credentials, watch, store = Credentials(writing), Watch(bus), Store(pool)
+        waiting = Waiting(store)
         subscribe(bus, credentials)
         subscribe_watch(bus, watch)
         await serve(

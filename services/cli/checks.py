@@ -64,7 +64,7 @@ async def examine() -> list[Finding]:
             found += await database(pool)
             if not any(f.part == "migrations" and f.verdict == "fail" for f in found):
                 found += [*await artifacts(pool, settings), await quality(pool), await group_checks.groups(pool)]
-                found += [*await gateway_checks.gateway(pool), *await loop_checks.waits(pool)]
+                found += [*await gateway_checks.gateway(pool), *await loop_checks.waits(pool), *await set_aside(pool)]
                 found += await judge_checks.probes(pool, running)
     return [*found, judge_checks.judge(running)]
 
@@ -156,7 +156,9 @@ async def streams(bus: Bus) -> list[Finding]:
             findings.append(Finding("streams", "warn", detail, "see whether its consumers lag; raise its size"))
         elif stream.name == "DEAD" and state.messages:
             detail = f"{state.messages} dead letters, each with its reason"
-            findings.append(Finding("streams", "warn", detail, "read them: `nats stream view DEAD`"))
+            findings.append(
+                Finding("streams", "warn", detail, "read them: `ratchet dead`; nothing purges them but you")
+            )
     return findings or [
         Finding("streams", "ok", f"{', '.join(s.name for s in subjects.STREAMS)} refuse and never drop")
     ]
@@ -226,6 +228,20 @@ async def artifacts(pool: Pool, settings: CliSettings) -> list[Finding]:
 
 
 # data ---------------------------------------------------------------------------------------------
+async def set_aside(pool: Pool) -> list[Finding]:
+    """Rows that a service's sweep cannot handle, while the rest goes on: of each kind how many, and the first."""
+    by_kind: dict[tuple[str, str], list[store.Row]] = {}
+    for row in await store.set_aside(pool):
+        by_kind.setdefault((row["service"], row["kind"]), []).append(row)
+    return [_set_aside(rows) for rows in by_kind.values()]
+
+
+def _set_aside(rows: list[store.Row]) -> Finding:
+    first, others = rows[0], f" (and {len(rows) - 1} more)" if len(rows) > 1 else ""
+    detail = f"{first['service']}, {first['kind']} {first['key']}{others}, {first['count']} times: {first['reason']}"
+    return Finding("set aside", "warn", detail, f"see the log of {first['service']}; it is tried again each minute")
+
+
 async def quality(pool: Pool) -> Finding:
     """The newest closed windows; the worst of them gives the verdict, for one bad window trains a bad batch."""
     rows = await store.window_quality(pool)

@@ -101,6 +101,15 @@ async def live_artifacts(pool: Pool) -> list[Row]:
     return [dict(row) for row in rows]
 
 
+async def set_aside(pool: Pool) -> list[Row]:
+    """What services could not handle within the last hour, the longest first."""
+    rows = await pool.fetch(
+        """select service, kind, key, reason, since, count from set_aside
+            where last_at > now() - interval '1 hour' order by since, service, kind, key"""
+    )
+    return [dict(row) for row in rows]
+
+
 async def window_quality(pool: Pool, limit: int = 20) -> list[Row]:
     """Quality of the newest closed windows that have runs."""
     rows = await pool.fetch(

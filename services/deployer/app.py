@@ -12,6 +12,7 @@ from shared import database
 from shared.artifacts import DirectoryStore
 from shared.aside import Aside
 from shared.bus import Bus
+from shared.purging import PURGE_S, Purging
 from shared.service import Periodic, run_service, serve
 from shared.settings import load
 from shared.telemetry import configure_logging
@@ -44,6 +45,7 @@ async def main() -> None:
                 tasks=[
                     Periodic("verify", settings.tick_s, deployer.verify_due),
                     Periodic("deadlines", settings.tick_s, deployer.end_overdue),
+                    Periodic("purge", PURGE_S, Purging(bus, "LOOP").round),
                     Periodic("sweep", settings.sweep_s, deployer.sweep),
                     limits_of(pool, "deployer", verify_s=settings.verify_patience_s, trial_s=settings.trial_s),
                 ],

@@ -59,6 +59,17 @@ def looks_at(stream: str) -> str:
     return f"$JS.API.STREAM.INFO.{stream}"
 
 
+def purges(stream: str) -> tuple[str, ...]:
+    """To let go of what all of a stream's consumers have settled: it has to see how far each is."""
+    consumers = [consumer for consumer in subjects.CONSUMERS if consumer.stream == stream]
+    return (
+        looks_at(stream),
+        f"$JS.API.STREAM.MSG.GET.{stream}",
+        f"$JS.API.STREAM.PURGE.{stream}",
+        *(f"$JS.API.CONSUMER.INFO.{stream}.{consumer.durable}" for consumer in consumers),
+    )
+
+
 def inbox(name: str) -> str:
     """Where answers to a user come; agents' inboxes are in an account of their own."""
     return f"_INBOX_{name}.>"
@@ -95,9 +106,8 @@ SERVICES: Mapping[str, Role] = {
     "recorder": Role(
         publish=(
             *consumes(subjects.RECORDER_STEPS),
-            looks_at(subjects.RECORDER_STEPS.stream),
-            f"$JS.API.STREAM.MSG.GET.{subjects.RECORDER_STEPS.stream}",
-            f"$JS.API.STREAM.PURGE.{subjects.RECORDER_STEPS.stream}",  # what is stored, a day later
+            *purges(subjects.RECORDER_STEPS.stream),
+            looks_at("DEAD"),  # how full it is
             subjects.WINDOW_CLOSED,
         ),
         subscribe=(subjects.command("recorder", "*"),),
@@ -106,7 +116,7 @@ SERVICES: Mapping[str, Role] = {
     "outcome_tracker": Role(
         publish=(
             *consumes(subjects.TRACKER_OUTCOMES, subjects.TRACKER_CLOSED),
-            looks_at(subjects.TRACKER_OUTCOMES.stream),
+            *purges(subjects.TRACKER_OUTCOMES.stream),
             subjects.outcomes("*"),  # what it pulls comes in where the world's facts do
             subjects.WINDOW_RESOLVED,
         ),
@@ -129,6 +139,7 @@ SERVICES: Mapping[str, Role] = {
             subjects.MODEL_DEPLOYED,
             subjects.MODEL_ROLLED_BACK,
             *writes(ROUTES),
+            *purges(subjects.DEPLOYER_TRAINED.stream),
         ),
         subscribe=(subjects.command("deployer", "*"), subjects.GATEWAY_HEALTH),
         answers=True,

@@ -20,8 +20,10 @@ from services.outcome_tracker.store import OutcomeStore
 from services.outcome_tracker.stream import OutcomeDoor, OutcomeStream
 from services.outcome_tracker.sync import Sync
 from shared import database
+from shared.aside import Aside
 from shared.bus import Bus
 from shared.errors import ConfigurationError
+from shared.purging import PURGE_S, Purging
 from shared.service import Periodic, run_service, serve
 from shared.settings import load
 from shared.telemetry import configure_logging
@@ -51,7 +53,7 @@ async def main() -> None:
     async with database.pool(url, pool_size=settings.database_pool, application=NAME) as pool:
         bus = Bus(settings.nats_url, name=NAME)
         stream, pulls, outcomes = OutcomeStream(bus), PullStore(pool), OutcomeStore(pool)
-        settling = Settling(SettlementStore(pool), stream, bus, settings, sources)
+        settling = Settling(SettlementStore(pool), stream, bus, settings, sources, Aside(NAME, pool))
         pulling = Pulling(sources, outcomes, OutcomeDoor(bus), pulls, every_s=settings.pull_every_s)
         subscribe(bus, Facts(outcomes), settling, Sync(pulls, pulling, settling, stream))
         tasks = [
@@ -64,6 +66,7 @@ async def main() -> None:
                 settle_s=settings.settle_max_s,
                 correct_s=max(settings.correct_after_s, MAX_CORRECTION_WAIT_S),
             ),
+            Periodic("purge", PURGE_S, Purging(bus, "OUTCOMES").round),
         ]
         await serve(NAME, settings, bus, pool=pool, tasks=tasks)
 

@@ -10,12 +10,11 @@ from datetime import datetime
 from services.outcome_tracker import joined_store as joined
 from services.outcome_tracker.settling_domain import Content, Mark
 from shared.database import Connection, Pool, Record
-from shared.events import WindowResolved
 
 
 @dataclass(frozen=True)
 class Waiting:
-    """A closed window that is not settled yet. ``unmet``: what its runs expect and is not there."""
+    """A closed window that is not settled yet."""
 
     window_id: str
     revision: int
@@ -24,7 +23,6 @@ class Waiting:
     waited_s: float
     barrier: Mark | None
     pulled: Mapping[str, str | None]
-    unmet: Mapping[str, int]
 
 
 @dataclass(frozen=True)
@@ -67,7 +65,11 @@ class SettlementStore:
                 order by s.wait_from""",
             min_s,
         )
-        return [_waiting(row, await joined.unmet(self.pool, row["window_id"])) for row in rows]
+        return [_waiting(row) for row in rows]
+
+    async def unmet(self, window_id: str) -> Mapping[str, int]:
+        """What the runs of a window expect and is not there -> how many runs lack it."""
+        return await joined.unmet(self.pool, window_id)
 
     async def set_barrier(self, window_id: str, revision: int, mark: Mark) -> Mark:
         """Write the barrier once; what stands there afterwards, ours or another replica's, is returned."""
@@ -141,8 +143,10 @@ class SettlementStore:
         )
         return revision
 
-    async def touched(self, window_ids: Sequence[str] | None = None, limit: int = 10_000) -> list[Touched]:
-        """Settled windows with facts that their newest settlement has not seen, the longest first."""
+    async def touched(
+        self, window_ids: Sequence[str] | None = None, but: Sequence[str] = (), limit: int = 10_000
+    ) -> list[Touched]:
+        """Settled windows, ``but`` these, with facts that their newest settlement has not seen, the longest first."""
         rows = await self.pool.fetch(
             """select d.window_id, w.starts_at, w.ends_at, s.revision, d.forced,
                       extract(epoch from now() - d.touched_at)::double precision as touched_s,
@@ -151,9 +155,11 @@ class SettlementStore:
                  join lateral (select revision, state from settlements
                                 where window_id = d.window_id order by revision desc limit 1) s on true
                 where s.state = 'settled' and ($1::text[] is null or d.window_id = any($1))
+                  and d.window_id <> all($3::text[])
                 order by d.forced desc, d.touched_at limit $2""",
             window_ids if window_ids is None else list(window_ids),
             limit,
+            list(but),
         )
         return [Touched(**dict(row)) for row in rows]
 
@@ -161,15 +167,17 @@ class SettlementStore:
         await self.pool.execute("delete from corrections_due where window_id = $1 and not forced", window_id)
 
     # announcing ---------------------------------------------------------------------------------
-    async def unannounced(self) -> list[WindowResolved]:
-        rows = await self.pool.fetch(
+    async def unannounced(self, but: Sequence[str] = ()) -> list[Record]:
+        """The fields of each ``window.resolved`` that nobody was told, and its ``key``; without ``but`` these keys."""
+        return await self.pool.fetch(
             """select s.window_id, w.starts_at, w.ends_at, s.close_revision, s.revision, s.outcomes, s.missing,
-                      s.contradictions, s.changed
+                      s.contradictions, s.changed, s.window_id || ':' || s.revision as key
                  from settlements s join windows w using (window_id)
                 where s.state = 'settled' and s.announced_at is null
-                order by s.settled_at, s.window_id, s.revision limit 1000"""
+                  and s.window_id || ':' || s.revision <> all($1::text[])
+                order by s.settled_at, s.window_id, s.revision limit 1000""",
+            list(but),
         )
-        return [WindowResolved(**dict(row)) for row in rows]
 
     async def set_announced(self, window_id: str, revision: int) -> None:
         await self.pool.execute(
@@ -202,9 +210,9 @@ def _values(content: Content) -> tuple[object, ...]:
     )
 
 
-def _waiting(row: Record, unmet: Mapping[str, int]) -> Waiting:
+def _waiting(row: Record) -> Waiting:
     barrier = None
     if row["barrier_sequence"] is not None:
         barrier = Mark(row["barrier_created"], row["barrier_sequence"])
     named = (row["window_id"], row["revision"], row["starts_at"], row["ends_at"], row["waited_s"])
-    return Waiting(*named, barrier, row["pulled"], unmet)
+    return Waiting(*named, barrier, row["pulled"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol
@@ -24,9 +24,10 @@ from services.outcome_tracker.settling_domain import (
     next_move,
     not_pulled,
 )
-from shared.database import UNAVAILABLE
-from shared.errors import GiveUpError, RetryLaterError
-from shared.events import LoopEvent, WindowClosed
+from shared.aside import Aside
+from shared.database import Record
+from shared.errors import GiveUpError
+from shared.events import LoopEvent, WindowClosed, WindowResolved
 from shared.telemetry import logger
 
 SETTLED = Counter("ratchet_settlements_total", "Windows settled, by whether their barrier was reached", ["barrier"])
@@ -67,6 +68,7 @@ class Settling:
         outbox: Outbox,
         settings: TrackerSettings,
         sources: Collection[str] = (),
+        aside: Aside | None = None,
     ) -> None:
         """``sources`` are the names of the pull sources: a window is not settled before each was read for it."""
         self.store = store
@@ -74,6 +76,7 @@ class Settling:
         self.outbox = outbox
         self.settings = settings
         self.sources = sources
+        self.aside = aside or Aside("outcome_tracker")
 
     async def window_closed(self, event: WindowClosed) -> None:
         """Begin to wait for the outcomes of a closed window. Raises GiveUpError for a window that is not there."""
@@ -86,30 +89,21 @@ class Settling:
         waiting = await self.store.due(self.settings.settle_min_s)
         if waiting:
             position = await self.stream.position()
-            for window in waiting:
-                await self._alone(window.window_id, self._advance(window, position))
-        for touched in await self.store.touched():
-            await self._alone(touched.window_id, self._look_again(touched))
+            await self.aside.each("settle window", waiting, _window_id, partial(self._advance, position))
+        touched = await self.store.touched(but=self.aside.resting("correct window"))
+        await self.aside.each("correct window", touched, _window_id, self._look_again)
         await self.announce()
 
-    async def _alone(self, window_id: str, work: Awaitable[object]) -> None:
-        """A window that cannot be settled holds up no other; servers that are away are no window's fault."""
-        try:
-            await work
-        except (RetryLaterError, *UNAVAILABLE):
-            raise
-        except Exception:
-            logger().exception("not_settled", window_id=window_id)
-
     # settling -----------------------------------------------------------------------------------
-    async def _advance(self, window: Waiting, position: Position) -> None:
+    async def _advance(self, position: Position, window: Waiting) -> None:
+        unmet = await self.store.unmet(window.window_id)
         unread = not_pulled(self.sources, window.pulled)
         what_next = partial(
             next_move,
             window.waited_s,
             position=position,
             unread=bool(unread),
-            unmet=bool(window.unmet),
+            unmet=bool(unmet),
             min_s=self.settings.settle_min_s,
             max_s=self.settings.settle_max_s,
         )
@@ -168,6 +162,14 @@ class Settling:
 
     async def announce(self) -> None:
         """Publish ``window.resolved`` for every settlement that was not announced yet, corrections too."""
-        for event in await self.store.unannounced():
-            await self.outbox.announce(event)
-            await self.store.set_announced(event.window_id, event.revision)
+        rows = await self.store.unannounced(self.aside.resting("announce settlement"))
+        await self.aside.each("announce settlement", rows, lambda row: str(row["key"]), self._announce)
+
+    async def _announce(self, row: Record) -> None:
+        event = WindowResolved(**dict(row))
+        await self.outbox.announce(event)
+        await self.store.set_announced(event.window_id, event.revision)
+
+
+def _window_id(window: Waiting | Touched) -> str:
+    return window.window_id

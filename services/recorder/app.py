@@ -6,7 +6,6 @@ import gc
 
 from services.recorder.forget_store import ForgetStore
 from services.recorder.handlers import subscribe, subscribe_forgetting
-from services.recorder.purging import Purging
 from services.recorder.retention import Forgetting, Retention
 from services.recorder.retention_store import RetentionStore
 from services.recorder.service import Recording
@@ -18,6 +17,7 @@ from services.recorder.windows import Closing
 from shared import database
 from shared.aside import Aside
 from shared.bus import Bus
+from shared.purging import Purging
 from shared.service import Periodic, run_service, serve
 from shared.settings import load
 from shared.telemetry import configure_logging
@@ -48,7 +48,8 @@ async def main() -> None:
         retention = Retention(RetentionStore(pool), settings, aside=aside)
         tasks = [
             Periodic("retention", settings.retention_s, retention.round),
-            Periodic("purge", settings.purge_s, Purging(stream).round),
+            Periodic("purge", settings.purge_s, Purging(bus, "STEPS").round),
+            Periodic("measure_dead", settings.purge_s, Purging(bus, "DEAD").held),
             Periodic("close_windows", settings.tick_s, closing.tick),
             Periodic("announce", settings.sweep_s, closing.sweep),
             limits_of(pool, NAME, grace_s=settings.grace_s, run_s=settings.trajectory_limit_s),

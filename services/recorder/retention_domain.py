@@ -124,22 +124,3 @@ def fate(day: date, policies: Iterable[str], gone_through: Mapping[str, date]) -
     if expired == present:
         return Drop()
     return Erase(tuple(sorted(expired))) if expired else Keep()
-
-
-# what the stream holds ------------------------------------------------------------------------------
-FULL = 0.5  # a stream that refuses loses nothing, but its agents wait: what is stored makes room before that
-
-
-@dataclass(frozen=True)
-class Held:
-    """What lies in the stream: its first sequence, and which part of its limit is taken (0 where it has none)."""
-
-    first: int
-    filled: float
-
-
-def stays_from(held: Held, floor: int, young: int) -> int:
-    """The first sequence that stays. Only what is stored goes, up to the ``floor``: what is a day old (before
-    ``young``), or all of it where the stream is half full. The day is for a database that is restored from a backup.
-    """
-    return floor + 1 if held.filled >= FULL else min(young, floor + 1)

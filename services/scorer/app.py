@@ -23,6 +23,7 @@ from services.scorer.service import Rules, Scorer
 from services.scorer.settings import ScorerSettings
 from services.scorer.store import ScorerStore
 from shared import database
+from shared.aside import Aside
 from shared.bus import Bus
 from shared.service import Periodic, run_service, serve
 from shared.settings import load
@@ -91,7 +92,7 @@ async def main() -> None:
         async with judges(settings, store, ledger) as (there, subject):
             judge = there[settings.judge]
             bus = Bus(settings.nats_url, name=NAME)
-            service = Scorer(store, judge, bus, rules_of(settings), list(there.values()))
+            service = Scorer(store, judge, bus, rules_of(settings), list(there.values()), Aside(NAME, pool))
             calibration = Calibration(
                 CalibrationStore(pool),
                 judge.name,

@@ -14,9 +14,10 @@ from services.scorer.forget_store import ForgetStore
 from services.scorer.judge import Case, Judge, JudgeFailedError, JudgeWaitsError, Ruling
 from services.scorer.standing_domain import Run, broken_by_infrastructure, checked
 from services.scorer.store import Judgment, Outcome, ScorerStore
+from shared.aside import Aside
 from shared.database import UNAVAILABLE
 from shared.errors import GiveUpError, RetryLaterError
-from shared.events import LoopEvent, WindowResolved
+from shared.events import GroupScored, LoopEvent, WindowResolved
 from shared.telemetry import logger
 from shared.trajectories import RunKey, Trajectory
 
@@ -69,7 +70,13 @@ class Scorer:
     """``judge`` judges what comes; ``others`` may be asked for by name, for a judgment of what was judged before."""
 
     def __init__(
-        self, store: ScorerStore, judge: Judge, outbox: Outbox, rules: Rules, others: Sequence[Judge] = ()
+        self,
+        store: ScorerStore,
+        judge: Judge,
+        outbox: Outbox,
+        rules: Rules,
+        others: Sequence[Judge] = (),
+        aside: Aside | None = None,
     ) -> None:
         self.store = store
         self.forgetting = ForgetStore(store.pool)
@@ -77,6 +84,7 @@ class Scorer:
         self.judges: Mapping[str, Judge] = {one.name: one for one in (*others, judge)}
         self.outbox = outbox
         self.rules = rules
+        self.aside = aside or Aside("scorer")
         self.workers = rules.concurrency + -(-rules.concurrency // BESIDE)
         self.slots = asyncio.Semaphore(self.workers)
         self.held: set[str] = set()
@@ -142,7 +150,8 @@ class Scorer:
                     return
                 self.held.add(case.group_id)
                 try:
-                    await self._judge(case)
+                    async with self.aside.row("judge group", case.group_id):
+                        await self._judge(case)
                 except JudgeWaitsError as error:
                     logger().info("judge_waits", group_id=case.group_id, policy=case.policy, reason=str(error))
                     await self.store.wait(case.group_id, error.reason, WAIT_S)
@@ -230,12 +239,20 @@ class Scorer:
     async def announce(self) -> None:
         """Publish ``group.scored`` for all groups that have a state and were not announced."""
         while events := await self.store.unannounced(self.rules.only_trusted, ANNOUNCED_AT_ONCE):
-            results = await asyncio.gather(*map(self.outbox.announce, events), return_exceptions=True)
-            told = [event for event, result in zip(events, results, strict=True) if result is None]
+            results = await asyncio.gather(*map(self._announced, events), return_exceptions=True)
+            told = [event for event, result in zip(events, results, strict=True) if result is True]
             await self.store.set_announced(told)
             for result in results:
                 if isinstance(result, BaseException):
                     raise result
+            if not told:  # all that is left was set aside
+                return
+
+    async def _announced(self, event: GroupScored) -> bool:
+        async with self.aside.row("announce group", event.group_id):
+            await self.outbox.announce(event)
+            return True
+        return False
 
     def _announce_soon(self) -> None:
         """Together with what others judge meanwhile. What fails here is found by the sweep."""

@@ -15,6 +15,7 @@ from services.trainer.tracker_wandb import WandbTracker
 from services.trainer.training import Engine
 from shared import database
 from shared.artifacts import DirectoryStore
+from shared.aside import Aside
 from shared.bus import Bus
 from shared.database import Pool
 from shared.service import Periodic, run_service, serve
@@ -88,6 +89,7 @@ def wire(settings: TrainerSettings, bus: Bus, pool: Pool, engine: Engine) -> Par
         tick_s=settings.tick_s,
         retry_s=settings.retry_s,
         sabotage_version=settings.sabotage_version,
+        aside=Aside("trainer", pool),
     )
     subscribe(bus, trainer, batches)
     tracker = WandbTracker(

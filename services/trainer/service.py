@@ -29,7 +29,8 @@ from services.trainer.training import (
     TrainingStoppedError,
 )
 from shared.artifacts import Artifact, ArtifactStore, describe
-from shared.database import UNAVAILABLE
+from shared.aside import Aside
+from shared.database import UNAVAILABLE, Record
 from shared.errors import GiveUpError, RatchetError
 from shared.events import LoopEvent, ModelTrained, TrainingProgress
 from shared.telemetry import logger
@@ -65,6 +66,7 @@ class Trainer:
         tick_s: float,
         retry_s: float,
         sabotage_version: int | None = None,
+        aside: Aside | None = None,
     ) -> None:
         self._store = store
         self._batches = batches
@@ -78,6 +80,7 @@ class Trainer:
         self._retry_s = retry_s
         self._sabotage_version = sabotage_version
         self._woken = asyncio.Event()
+        self._aside = aside or Aside("trainer")
 
     # the round ----------------------------------------------------------------------------------
     def wake(self) -> None:
@@ -235,14 +238,12 @@ class Trainer:
     # announcing -----------------------------------------------------------------------------------
     async def announce_models(self) -> None:
         """Announce every version that has not been; the sweep that makes the fast path safe to lose."""
-        for row in await self._store.unannounced_models():
-            try:
-                event = ModelTrained(**dict(row))
-            except ValueError as error:
-                logger().error("model_not_announced", version=row["version"], policy=row["policy"], error=str(error))
-                continue
-            await self._announcer.announce(event)
-            await self._store.model_announced(row["policy"], row["version"])
+        rows = await self._store.unannounced_models()
+        await self._aside.each("announce model", rows, lambda row: f"{row['policy']} {row['version']}", self._announce)
+
+    async def _announce(self, row: Record) -> None:
+        await self._announcer.announce(ModelTrained(**dict(row)))
+        await self._store.model_announced(row["policy"], row["version"])
 
     # commands -------------------------------------------------------------------------------------
     async def register_base(self, policy: str, artifact_sha256: str, note: str | None) -> str:

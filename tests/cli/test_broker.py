@@ -340,6 +340,7 @@ MAY = {
     "$JS.API.CONSUMER.MSG.NEXT.STEPS.recorder": {"recorder"},
     "$JS.API.CONSUMER.MSG.NEXT.LOOP.scorer_window_resolved": {"scorer"},
     "$JS.API.CONSUMER.INFO.STEPS.recorder": {"recorder", "admin"},
+    "$JS.API.CONSUMER.INFO.LOOP.trainer_group_scored": {"trainer", "deployer", "admin"},
     "$JS.ACK.STEPS.recorder.1.1.1.1700000000000000000.0": {"recorder"},
     "$JS.ACK._.hash.LOOP.deployer_model_trained.1.1.1.1700000000000000000.0": {"deployer"},
     **{
@@ -355,8 +356,11 @@ MAY = {
     f"$JS.API.STREAM.MSG.GET.{BUCKET}": {"deployer"},
     f"$JS.API.CONSUMER.INFO.{KEYS}.watch": {"gateway", "admin"},
     f"$JS.API.STREAM.MSG.GET.{KEYS}": {"admin"},
-    "$JS.API.STREAM.MSG.GET.STEPS": {"recorder"},
-    "$JS.API.STREAM.PURGE.STEPS": {"recorder"},
+    **{
+        f"$JS.API.STREAM.{verb}.{stream}": {service}
+        for stream, service in (("STEPS", "recorder"), ("OUTCOMES", "outcome_tracker"), ("LOOP", "deployer"))
+        for verb in ("MSG.GET", "PURGE")
+    },
 }
 HEARD = {
     "steps.agent-1": set(),

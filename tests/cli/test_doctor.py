@@ -11,6 +11,7 @@ from nats.js import api
 from services.scorer.handlers import subscribe_judge
 from services.terminal import session
 from shared.artifacts import DirectoryStore
+from shared.aside import note
 from shared.bus import Bus
 from shared.database import Pool
 from tests.admin import world
@@ -95,9 +96,13 @@ async def test_artifacts_are_verified_and_bad_quality_fails(
     )
     await pool.execute("update models set artifact_sha256 = $1", kept.sha256)
     await pool.execute("update windows set quality = 0.5")
+    for key in ("w1", "w2"):
+        await note(pool, "recorder", "close window", key, "TypeError: no zone")
     healed = await ratchet("doctor", "--json")
     assert verdicts(healed)["artifacts"] == "ok"
     assert verdicts(healed)["data quality"] == "fail"
+    [aside] = [row["detail"] for row in healed.json if row["part"] == "set aside"]
+    assert aside == "recorder, close window w1 (and 1 more), 1 times: TypeError: no zone"
 
 
 async def test_servers_that_are_away_fail_and_the_rest_is_still_looked_at(

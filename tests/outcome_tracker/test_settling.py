@@ -16,6 +16,7 @@ from services.outcome_tracker.settlement_store import SettlementStore
 from services.outcome_tracker.settling import Settling
 from services.outcome_tracker.settling_domain import Content, Mark
 from services.outcome_tracker.store import OutcomeStore
+from shared.aside import Aside
 from shared.bus import Bus
 from shared.database import Pool
 from shared.errors import RetryLaterError
@@ -258,11 +259,14 @@ async def test_one_window_that_cannot_be_settled_holds_up_no_other(pool: Pool, b
             return await super().settle(window_id, *more)
 
     made = tracker(pool, bus)
-    settling = Settling(Picky(pool), made.settling.stream, bus, made.settling.settings)
+    aside = Aside("outcome_tracker", pool)
+    settling = Settling(Picky(pool), made.settling.stream, bus, made.settling.settings, aside=aside)
     await settling.window_closed(closed("2026-11-20T09:00"))
     await settling.window_closed(closed())
     await settling.tick()
     assert [event.window_id for event in await resolved(bus)] == [WINDOW]
+    [note] = await pool.fetch("select kind, key, reason from set_aside")
+    assert tuple(note) == ("settle window", "2026-11-20T09:00", "ZeroDivisionError")
 
 
 # contradictions ---------------------------------------------------------------------------------

@@ -15,14 +15,13 @@ from services.recorder.retention_domain import (
     Drop,
     Erase,
     Gate,
-    Held,
     Keep,
     Lives,
     fate,
     last_day_of,
     partitions_wanted,
-    stays_from,
 )
+from shared.purging import Held, stays_from
 from tests.recorder.events import received, step
 
 TODAY = date(2026, 11, 20)

@@ -31,7 +31,7 @@ from shared.events import WindowClosed
 from shared.streams import Barrier
 from shared.trajectories import load
 from shared.windows import window_at
-from tests.recorder.events import START, WINDOW_S, ended, numbered, step
+from tests.recorder.events import START, WINDOW_S, ended, numbered, received, step
 
 
 async def until(condition: Callable[[], Awaitable[object]]) -> None:
@@ -292,6 +292,26 @@ async def test_a_window_that_cannot_be_closed_holds_up_no_other(bus: Bus, pool: 
     aside = Aside("recorder", pool)
     await Closing(store, StoredThrough(9), bus, settings(), lambda: windows[-1].ends_at, aside).tick()
     assert sorted(event.window_id for event in await closed_windows(bus)) == ids
+
+
+async def test_runs_that_never_end_hold_a_window_no_longer_than_their_limit(bus: Bus, pool: Pool) -> None:
+    """However many follow: one that starts within the window has its limit, one beyond the barrier counts for nothing."""
+    window = window_at(START, WINDOW_S)
+    stream, last = StoredThrough(0), window.ends_at + timedelta(seconds=5)
+    clock = [START]
+    closing = Closing(WindowStore(pool), stream, bus, settings(), lambda: clock[0])
+    for second in range(1, 200):
+        clock[0] = START + timedelta(seconds=second)
+        stream.sequence = second
+        said = min(
+            clock[0], window.ends_at - timedelta(milliseconds=1)
+        )  # when it is over they say that it began within
+        run = received(step(0, f"run-{second}", started_at=said), second, published_at=clock[0])
+        await EventStore(pool).keep([run], WINDOW_S)
+        await closing.tick()
+        if await pool.fetchval("select state = 'closed' from windows where window_id = $1", window.window_id):
+            break
+    assert clock[0] <= last + timedelta(seconds=2)
 
 
 async def test_a_row_that_was_not_announced_is_announced_by_the_sweep(bus: Bus, pool: Pool) -> None:

@@ -16,6 +16,7 @@ from services.scorer.judge_outcome import OutcomeJudge
 from services.scorer.ruler.ledger_store import LedgerStore
 from services.scorer.service import Rules, Scorer
 from services.scorer.store import Judgment, Outcome, ScorerStore
+from shared.aside import Aside
 from shared.bus import Bus
 from shared.database import Pool
 from shared.errors import RetryLaterError
@@ -305,8 +306,10 @@ async def test_an_unexpected_fault_is_neither_a_score_nor_lost(pool: Pool) -> No
     await add_run(pool, "b")
     judge = Scripted()
     judge.failure = ZeroDivisionError()
-    with pytest.raises(ZeroDivisionError):
-        await scorer(pool, Kept(), judge).window_resolved(resolved())
+    service = scorer(pool, Kept(), judge)
+    service.aside = Aside("scorer", pool)
+    await service.window_resolved(resolved())
+    assert await pool.fetchval("select reason from set_aside where kind = 'judge group'") == "ZeroDivisionError"
     assert await pool.fetchval("select state from groups") == "pending"
 
 
