@@ -31,7 +31,8 @@ FROM python:3.11-slim-bookworm
 
 RUN groupadd --gid 10001 ratchet \
     && useradd --uid 10001 --gid ratchet --home-dir /var/lib/ratchet --create-home --shell /usr/sbin/nologin ratchet \
-    && install -d -o ratchet -g ratchet /var/lib/ratchet/artifacts /var/lib/ratchet/wandb
+    && install -d -o ratchet -g ratchet /var/lib/ratchet/artifacts /var/lib/ratchet/wandb \
+        /var/lib/ratchet/gateway-spool
 COPY --from=build /opt/ratchet /opt/ratchet
 ENV PATH=/opt/ratchet/bin:$PATH \
     PYTHONUNBUFFERED=1 \
@@ -39,7 +40,8 @@ ENV PATH=/opt/ratchet/bin:$PATH \
     RATCHET_HTTP_HOST=0.0.0.0 \
     RATCHET_HTTP_PORT=8000 \
     RATCHET_ARTIFACTS_DIR=/var/lib/ratchet/artifacts \
-    RATCHET_WANDB_DIR=/var/lib/ratchet/wandb
+    RATCHET_WANDB_DIR=/var/lib/ratchet/wandb \
+    RATCHET_GATEWAY_SPOOL_DIR=/var/lib/ratchet/gateway-spool
 USER ratchet
 WORKDIR /var/lib/ratchet
 EXPOSE 8000

@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from typing import Any
@@ -57,7 +58,13 @@ def main() -> int:
         say(command("services.cli.main", "base", "register", directory, "--note", f"the market's base, seed {seed}"))
     wait_for(lambda found: any(model["state"] in ("promoted", "superseded") for model in found))
     say(f"{agents} agents trade for {windows} windows")
-    command("examples.market", "--windows", windows, "--agents", agents, "--seed", seed)
+    with tempfile.TemporaryDirectory() as credentials:
+        for number in range(int(agents)):
+            name = f"trader-{number:02d}"
+            command(
+                "services.cli.main", "agents", "key", name, "--expires", "7d", "--file", f"{credentials}/{name}.key"
+            )
+        command("examples.market", "--windows", windows, "--credentials", credentials, "--seed", seed)
     found = wait_for(lambda found: bool(promoted(found)))  # the last window is not judged yet
     for model in found:
         say(f"{model['version']} ({model['method']}, from {model['parent'] or 'nothing'}): {model['state']}")

@@ -250,8 +250,8 @@ def _channel(address: str, models: tuple[type[BaseModel], ...], parameters: dict
 def markdown() -> str:
     parts = [INTRODUCTION, "## From an agent: `steps.<agent_id>`", _stream_line("STEPS")]
     parts += [
-        "What the gateway saw of an agent's calls comes as `llm_call` on `calls.<agent_id>`, where it alone may publish. "
-        "It is believed where the agent says something else of the same call."
+        "What the gateway saw of an agent's calls comes as `llm_call` on `calls.<agent_id>`, where it alone may "
+        "publish. It is believed where the agent says something else of the same call."
     ]
     parts += _kinds(STEP_KINDS)
     parts += ["### Parts of a step"]

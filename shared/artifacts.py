@@ -47,7 +47,7 @@ def describe(directory: Path) -> Artifact:
     if not files:
         raise GiveUpError(f"{directory} holds no file to keep as an artifact")
     lines = "".join(f"{digest}  {name}\n" for name, digest in sorted(files.items()))
-    return Artifact(hashlib.sha256(lines.encode()).hexdigest(), directory.as_uri(), size_bytes, files)
+    return Artifact(hashlib.sha256(lines.encode()).hexdigest(), directory.absolute().as_uri(), size_bytes, files)
 
 
 class DirectoryStore:

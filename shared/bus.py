@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from faststream.nats import NatsBroker
 from faststream.nats.annotations import NatsMessage
 from nats.aio.client import Client
+from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 from nats.errors import NoRespondersError
 from nats.js import JetStreamContext
@@ -312,6 +313,16 @@ class Bus:
         if not reply.pop("ok", False):
             raise GiveUpError(str(reply.get("error", f"{service} refused without a reason")))
         return reply
+
+    async def answer(self, subjects: Sequence[str], said: Callable[[], Awaitable[dict[str, Any]]]) -> None:
+        """Answer whoever asks on these subjects of core NATS; every replica does, each for itself."""
+
+        async def told(message: Msg) -> None:
+            if message.reply:
+                await self.nc.publish(message.reply, to_json(await said()))
+
+        for subject in subjects:
+            await self.nc.subscribe(subject, cb=told)
 
     # state --------------------------------------------------------------------------------------
     async def ready(self) -> str | None:

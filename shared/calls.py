@@ -42,9 +42,9 @@ def mentions(event: StepEvent, *, witnessed: bool = False) -> list[Mention]:
 def merge_calls(found: Iterable[Mention]) -> tuple[list[Mention], list[Fault]]:
     """Each call once, by step, time and place of what brought it; and those that were told of in two ways.
 
-    The content is what the gateway witnessed, else the first that has the reply, else the first. Another mention
-    adds what it knows: a purpose other than the default, the type of the action, and where the content names none model
-    and version, unless the gateway witnessed the content alone. ``base_call_id`` belongs to the content's own messages.
+    The content is what the gateway witnessed, else the first that has the reply, else the first, as in the recorder's
+    ``llm_calls``. Another mention adds what it knows: a purpose other than the default, the type of the action, model
+    and version where the content names none. ``base_call_id`` belongs to the content's own messages.
     """
     merged: dict[str, Mention] = {}
     twice: dict[str, None] = {}
@@ -57,7 +57,7 @@ def merge_calls(found: Iterable[Mention]) -> tuple[list[Mention], list[Fault]]:
         content, hint = (new, known) if _weight(new) > _weight(known) else (known, new)
         if _contradict(content.call, hint.call):
             twice[call_id] = None
-        merged[call_id] = replace(content, call=_with_hint(content, hint))
+        merged[call_id] = _with_hint(content, hint)
     ordered = sorted(merged.values(), key=lambda m: (m.step, m.occurred_at, m.place, m.call.call_id))
     return ordered, [_twice(merged[call_id]) for call_id in twice]
 
@@ -80,17 +80,15 @@ def _contradict(one: LlmCall, other: LlmCall) -> bool:
     return any(a and b and a != b for a, b in pairs)
 
 
-def _with_hint(known: Mention, other: Mention) -> LlmCall:
-    content, hint = known.call, other.call
-    told: dict[str, Any] = {
-        "purpose": hint.purpose if content.purpose == "action" else content.purpose,
-        "action_type": content.action_type or hint.action_type,
-    }
-    if other.witnessed or not known.witnessed:  # an agent names no model that the gateway did not see
-        told["model"] = content.model or hint.model
-        told["model_version"] = content.model_version or hint.model_version
-    new = {name: value for name, value in told.items() if value != getattr(content, name)}
-    return content.model_copy(update=new) if new else content
+def _with_hint(content: Mention, hint: Mention) -> Mention:
+    """The content with what the hint adds: nobody names a model for what the gateway saw."""
+    one, other = content.call, hint.call
+    purpose = other.purpose if one.purpose == "action" else one.purpose
+    known: dict[str, Any] = {"purpose": purpose, "action_type": one.action_type or other.action_type}
+    if hint.witnessed or not content.witnessed:
+        known |= {"model": one.model or other.model, "model_version": one.model_version or other.model_version}
+    new = {name: value for name, value in known.items() if value != getattr(one, name)}
+    return replace(content, call=one.model_copy(update=new)) if new else content
 
 
 def written_out(call: LlmCall, by_id: dict[str, LlmCall]) -> list[dict[str, Any]]:

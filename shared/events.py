@@ -171,5 +171,6 @@ class GatewayHealth(BaseModel):
     requests: int
     failures: int
     fallbacks: int
+    unrecorded: int = 0
     latency_ms_sum: Finite
     at: Instant

@@ -13,8 +13,10 @@ import os
 import signal
 import socket
 import sys
+import uuid
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import uvicorn
 from faststream.asgi import AsgiFastStream
@@ -24,6 +26,7 @@ from pydantic import SecretStr
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
+from shared import subjects
 from shared.bus import Bus
 from shared.database import UNAVAILABLE, Pool
 from shared.errors import ConfigurationError, RatchetError, RetryLaterError
@@ -31,6 +34,9 @@ from shared.settings import Settings
 from shared.telemetry import TASK_FAILURES, UP, logger
 
 MEASURE_S = 5.0
+HTTP_LIMIT_S = 5.0
+ASKED_LIMIT_S = 2.0  # over the broker: whoever asks takes a longer silence for a process that hangs
+REPLICA = uuid.uuid4().hex  # of this process
 Check = Callable[[], Awaitable[str | None]]
 
 
@@ -112,23 +118,39 @@ def metrics(allowed: Allowed) -> ASGIApp:
     return answer
 
 
+async def faults_of(checks: Sequence[Check], limit_s: float) -> list[str]:
+    """What is wrong with this process, in words."""
+    return [fault for fault in await asyncio.gather(*(_fault(check, limit_s) for check in checks)) if fault]
+
+
+async def _fault(check: Check, limit_s: float) -> str | None:
+    try:
+        return await asyncio.wait_for(check(), limit_s)
+    except TimeoutError:
+        return f"a check took over {limit_s:g} s"
+
+
 def ready(checks: Sequence[Check], allowed: Allowed) -> ASGIApp:
     """A verdict for everybody, since health checks hold no token; its reasons for who shows it."""
 
     async def answer(scope, receive, send) -> None:  # type: ignore[no-untyped-def]  # ASGI's own types
-        faults = []
-        for check in checks:
-            try:
-                fault = await asyncio.wait_for(check(), 5)
-            except TimeoutError:
-                fault = "a check took over 5 s"
-            if fault:
-                faults.append(fault)
+        faults = await faults_of(checks, HTTP_LIMIT_S)
         told = {"faults": faults} if allowed(Request(scope, receive)) else {}
         response = JSONResponse({"ready": not faults, **told}, 503 if faults else 200)
         await response(scope, receive, send)
 
     return answer
+
+
+def presence(service: str, checks: Sequence[Check]) -> Callable[[], Awaitable[dict[str, Any]]]:
+    """The same verdict for who asks over the broker: that needs no address of any process."""
+
+    async def said() -> dict[str, Any]:
+        faults = await faults_of(checks, ASKED_LIMIT_S)
+        who = {"service": service, "replica": REPLICA, "name": f"{socket.gethostname()}:{os.getpid()}"}
+        return {**who, "ready": not faults, "faults": faults}
+
+    return said
 
 
 async def _health(scope, receive, send) -> None:  # type: ignore[no-untyped-def]  # ASGI's own types
@@ -163,8 +185,8 @@ async def serve(
     ``on_stop`` runs after the last request was answered and while the broker is still connected.
     """
     tasks = [*tasks, Periodic("consumer_lag", MEASURE_S, bus.measure)]
-    allowed = bearer(settings.metrics_token)
     all_checks = [bus.ready, *([database_check(pool)] if pool else []), *checks]
+    allowed = bearer(settings.metrics_token)
 
     app = _App(
         bus.broker,
@@ -190,6 +212,7 @@ async def serve(
         )
     )
     await bus.connect()
+    await bus.answer((subjects.ready(name), subjects.ready(name, REPLICA)), presence(name, all_checks))
     running: list[asyncio.Task[None]] = []
     UP.labels(name).set(1)
     try:

@@ -1,13 +1,14 @@
 """Settings that every service has. Each service adds only its own fields.
 
-Read from the environment (prefix ``RATCHET_``), then from ``.ratchet/env`` that ``ratchet up`` writes.
-Made once in ``app.py`` and passed on, never at import.
+Read from the environment (prefix ``RATCHET_``), then from the file ``env`` that ``ratchet up`` writes into its
+directory: ``RATCHET_DIR``, or ``.ratchet``. Made once in ``app.py`` and passed on, never at import.
 """
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
@@ -18,7 +19,7 @@ S = TypeVar("S", bound="Settings")
 
 
 class Settings(BaseSettings):
-    model_config = SettingsConfigDict(env_prefix="RATCHET_", env_file=(".ratchet/env",), extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="RATCHET_", extra="ignore")
 
     nats_url: str = Field("nats://127.0.0.1:4222", description="NATS server, with JetStream")
     database_url: SecretStr = Field(
@@ -38,10 +39,19 @@ class Settings(BaseSettings):
     database_pool: int = Field(5, ge=1, le=100, description="connections a process holds at most")
 
 
+def installation_dir() -> Path:
+    """Where `ratchet up` keeps what this shell speaks of: ``RATCHET_DIR``, or ``.ratchet``."""
+    return Path(os.environ.get("RATCHET_DIR") or ".ratchet")
+
+
 def load(kind: type[S]) -> S:
-    """Settings from the environment. Raises ConfigurationError naming the variable that is wrong."""
+    """Settings from the environment and ``env``. Raises ConfigurationError naming the variable or file at fault."""
+    file = installation_dir() / "env"
+    chosen: dict[str, Any] = {"_env_file": file}
     try:
-        return kind()
+        return kind(**chosen)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{file} cannot be read: {error}; mend or remove it") from error
     except ValidationError as error:
         first = error.errors()[0]
         name = "RATCHET_" + "_".join(str(part) for part in first["loc"]).upper()

@@ -21,7 +21,7 @@ STREAM_MAX_BYTES = 1024**3  # the server reserves it: four streams must fit on t
 
 
 async def provision(bus: Bus, *, stream_max_bytes: int = STREAM_MAX_BYTES, replicas: int = 1) -> None:
-    """Make the streams, consumers and the routes bucket as the design says. Idempotent; the only declarer.
+    """Make the streams, consumers and buckets as the design says. Idempotent; the only declarer.
 
     Limits retention, DiscardNew and no age limit: a full stream refuses the publisher and drops nothing.
     """
@@ -61,10 +61,11 @@ async def provision(bus: Bus, *, stream_max_bytes: int = STREAM_MAX_BYTES, repli
                 max_ack_pending=consumer.max_ack_pending,
             ),
         )
-    try:
-        await js.key_value(subjects.ROUTES_BUCKET)
-    except NotFoundError:
-        await js.create_key_value(api.KeyValueConfig(bucket=subjects.ROUTES_BUCKET, history=8, replicas=replicas))
+    for bucket, history in ((subjects.ROUTES_BUCKET, 8), (subjects.KEYS_BUCKET, 1)):
+        try:
+            await js.key_value(bucket)
+        except NotFoundError:
+            await js.create_key_value(api.KeyValueConfig(bucket=bucket, history=history, replicas=replicas))
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ MODEL_DEPLOYED = "model.deployed"
 MODEL_ROLLED_BACK = "model.rolled_back"
 GATEWAY_HEALTH = "gateway.health"
 ROUTES_BUCKET = "routes"
+KEYS_BUCKET = "gateway_keys"
 
 
 def steps(agent_id: str) -> str:
@@ -32,6 +33,11 @@ def outcomes(source: str) -> str:
 
 def command(service: str, verb: str) -> str:
     return f"command.{service}.{verb}"
+
+
+def ready(service: str, replica: str | None = None) -> str:
+    """Where every replica of a service, or one, is asked on core NATS whether it can do its work."""
+    return f"ready.{service}" if replica is None else f"ready.{service}.{replica}"
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,8 @@ RunKey = tuple[str, str]
 class Call:
     """One model call with its prompt written out: ``messages`` is what the model was really asked.
 
-    ``witnessed``: the gateway saw it; else it is what the agent says of itself.
+    ``witnessed``: the gateway saw it; else it is what the agent says of itself. ``broken_chain``: it extends a call
+    that is not there, so that ``messages`` are only its own.
     """
 
     call: LlmCall
@@ -32,6 +33,7 @@ class Call:
     messages: list[dict[str, Any]]
     occurred_at: datetime
     witnessed: bool = False
+    broken_chain: bool = False
 
     @property
     def reply(self) -> dict[str, Any] | None:
@@ -120,13 +122,14 @@ def _whole(merged: Sequence[Mention]) -> tuple[list[Call], list[Fault]]:
     """The calls with their prompts written out, and those of which that cannot be done."""
     by_id = {mention.call.call_id: mention.call for mention in merged}
     calls, broken = [], []
-    for mention in merged:
+    for found in merged:
+        fault = None
         try:
-            messages = written_out(mention.call, by_id)
+            messages = written_out(found.call, by_id)
         except GiveUpError as error:
-            messages = mention.call.messages
-            broken.append(Fault(mention.call.call_id, f"{error}: what came before is missing from its prompt"))
-        calls.append(Call(mention.call, mention.step, messages, mention.occurred_at, mention.witnessed))
+            messages, fault = found.call.messages, f"{error}: what came before is missing from its prompt"
+            broken.append(Fault(found.call.call_id, fault))
+        calls.append(Call(found.call, found.step, messages, found.occurred_at, found.witnessed, fault is not None))
     return calls, broken
 
 

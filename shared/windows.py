@@ -10,6 +10,7 @@ from shared.errors import GiveUpError
 
 DEFAULT_LENGTH_S = 3600
 MAX_CLOCK_AHEAD_S = 300.0
+EARLIEST = datetime(2000, 1, 1, tzinfo=UTC)  # nothing that is recorded happened before
 
 
 @dataclass(frozen=True, order=True)
@@ -52,7 +53,7 @@ def window_of_id(window_id: str) -> Window:
     try:
         length_s = int(length.removesuffix("s")) if length else DEFAULT_LENGTH_S
         window = window_at(datetime.fromisoformat(stamp).replace(tzinfo=UTC), length_s)
-        named = window.window_id == window_id and window.starts_at < window.ends_at
+        named = window.window_id == window_id and max(EARLIEST, window.starts_at) < window.ends_at
     except (ValueError, OverflowError, ZeroDivisionError):
         named = False
     if not named:
@@ -60,11 +61,12 @@ def window_of_id(window_id: str) -> Window:
     return window
 
 
-def placed_at(started_at: datetime, received_at: datetime) -> tuple[datetime, bool]:
-    """When a trajectory counts as started, and whether its clock was wrong.
+def placed_at(said_at: datetime, received_at: datetime) -> tuple[datetime, bool]:
+    """When something counts as begun or done, and whether the clock that told it was wrong.
 
-    A clock more than five minutes ahead of the broker's is placed by the broker's time and flagged.
+    A clock more than five minutes ahead of the broker's, or before EARLIEST, is placed by the broker's time and
+    flagged: any instant of the contract may be said, and some (year 1) no window and no database can work with.
     """
-    if (started_at - received_at).total_seconds() > MAX_CLOCK_AHEAD_S:
+    if said_at < EARLIEST or (said_at - received_at).total_seconds() > MAX_CLOCK_AHEAD_S:
         return received_at, True
-    return started_at, False
+    return said_at, False

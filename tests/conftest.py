@@ -9,8 +9,10 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import hypothesis
 import psycopg
 import pytest
+from hypothesis import settings
 
 from services.local.embedded import NatsServer, PostgresServer
 from shared import database
@@ -20,7 +22,12 @@ from shared.streams import provision
 if TYPE_CHECKING:
     from tests.containers import NatsContainer
 
+hypothesis.settings.register_profile("ratchet", deadline=None)  # a loaded machine is no fault of an example
+hypothesis.settings.load_profile("ratchet")
+
 TEMPLATE = "ratchet_template"
+settings.register_profile("ratchet", deadline=None)  # a machine that does other work besides is no fault of a rule
+settings.load_profile("ratchet")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

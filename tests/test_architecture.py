@@ -9,41 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from services.local.roles import EACH_ITS_ROWS, OWNED
+
 ROOT = Path(__file__).parent.parent
+COMMANDS = ("cli", "demo", "interchange", "local", "terminal")
 SERVICES = ("recorder", "outcome_tracker", "scorer", "trainer", "deployer", "gateway", "inference", "admin")
-OWNERS = {
-    "recorder": {
-        "trajectories",
-        "steps",
-        "llm_calls",
-        "bodies",
-        "windows",
-        "seen_agents",
-        "forgotten_runs",
-        "retention",
-    },
-    "outcome_tracker": {"outcomes", "settlements", "corrections_due"},
-    "scorer": {
-        "groups",
-        "group_members",
-        "judgments",
-        "looks",
-        "look_scores",
-        "judge_cache",
-        "judge_cache_runs",
-        "judge_claims",
-        "judge_spend",
-        "judge_probes",
-        "judge_releases",
-    },
-    "trainer": {"batches", "batch_trajectories", "models", "artifacts"},
-    "deployer": {"deployments", "routes", "assignments", "evidence", "incidents", "quarantines"},
-    "admin": {"agents", "tokens", "audit"},
-    "gateway": set(),
-    "inference": set(),
-}
 WRITE = re.compile(r"\b(?:insert\s+into|update|delete\s+from|truncate|copy)\s+(?:only\s+)?([a-z_]+)", re.IGNORECASE)
-TABLES = set().union(*OWNERS.values())
+TABLES = {table for tables in (*OWNED.values(), EACH_ITS_ROWS) for table in tables}
 
 
 def python_files(folder: Path) -> list[Path]:
@@ -82,7 +54,7 @@ def test_a_service_writes_its_own_tables_only(service: str) -> None:
         for text in strings_of(path)
         for match in WRITE.findall(text)
     }
-    assert written & TABLES <= OWNERS[service]
+    assert written & TABLES <= {*OWNED.get(service, ()), *EACH_ITS_ROWS}
 
 
 @pytest.mark.parametrize("service", SERVICES)
@@ -91,8 +63,9 @@ def test_a_service_has_the_same_rooms(service: str) -> None:
     assert {"__init__.py", "__main__.py", "app.py", "settings.py", "domain.py"} <= rooms
 
 
-def test_the_command_line_writes_no_table() -> None:
-    for path in python_files(ROOT / "services" / "cli"):
+@pytest.mark.parametrize("room", COMMANDS)
+def test_the_command_line_writes_no_table(room: str) -> None:
+    for path in python_files(ROOT / "services" / room):
         for text in strings_of(path):
             assert not set(WRITE.findall(text)) & TABLES, f"{path.name} writes: {text[:80]}"
 
@@ -102,8 +75,12 @@ def test_shared_holds_what_two_services_use() -> None:
     modules = {path.stem: path for path in (ROOT / "shared").glob("*.py") if path.stem != "__init__"}
     within = {module: shared_modules(path) for module, path in modules.items()}
     users: dict[str, set[str]] = {module: set() for module in modules}
-    for service in (*SERVICES, "cli"):
-        wanted = {module for path in python_files(ROOT / "services" / service) for module in shared_modules(path)}
+    commands = [path for room in COMMANDS for path in python_files(ROOT / "services" / room)]
+    for service, files in {
+        **{name: python_files(ROOT / "services" / name) for name in SERVICES},
+        "cli": commands,
+    }.items():
+        wanted = {module for path in files for module in shared_modules(path)}
         while more := {inner for module in wanted for inner in within.get(module, ())} - wanted:
             wanted |= more
         for module in wanted & users.keys():

@@ -16,13 +16,12 @@ from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pydantic import Field, SecretStr
+from pydantic import Field
 
 from examples.market.agents import Order, Trader
 from examples.market.market import facts
 from examples.market.words import SYMBOLS
 from examples.market.world import World, closing, earned, opening
-from shared.credentials import agent_key
 from shared.errors import ConfigurationError
 from shared.settings import Settings, load
 from shared.windows import Window, window_at
@@ -35,25 +34,36 @@ CLOSES_BEFORE_END = 0.1  # of a window: when the last prices and all rewards go 
 
 class MarketSettings(Settings):
     gateway_url: str = Field("http://127.0.0.1:8100/v1", description="where agents' model calls go")
-    gateway_secret: SecretStr = Field(description="what agents' gateway keys are made from")
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m examples.market", description=__doc__)
     parser.add_argument("--windows", type=int, default=10, help="how many windows to trade in")
     parser.add_argument("--begin", type=float, help="start of window 0, seconds since 1970; default: the next one")
-    parser.add_argument("--agents", type=int, default=8)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--policy", default="default")
-    parser.add_argument("--credentials", type=Path, help="a directory with NAME.nk for each agent; they are the agents")
+    parser.add_argument(
+        "--credentials",
+        type=Path,
+        required=True,
+        help="a directory with NAME.key for each agent (`ratchet agents key NAME --file`), and NAME.nk where the broker "
+        "asks for one; they are the agents",
+    )
     return parser.parse_args()
 
 
-def who(asked: argparse.Namespace) -> dict[str, Path | None]:
-    """The agents' names, each with its credentials where it has some of its own."""
-    if asked.credentials is None:
-        return {f"trader-{number:02d}": None for number in range(asked.agents)}
-    return {path.stem: path for path in sorted(asked.credentials.glob("*.nk"))}
+def who(credentials: Path) -> dict[str, tuple[str, Path | None]]:
+    """The agents' names, each with its key for the gateway and, where it has some, its credentials at the broker.
+
+    Raises ConfigurationError for a directory without a key.
+    """
+    found = {}
+    for path in sorted(credentials.glob("*.key")):
+        seed = path.with_suffix(".nk")
+        found[path.stem] = path.read_text().strip(), seed if seed.exists() else None
+    if not found:
+        raise ConfigurationError(f"{credentials} holds no NAME.key; make some with `ratchet agents key NAME --file`")
+    return found
 
 
 def plan(begin: float | None, windows: int, length_s: int, now: float) -> list[tuple[int, Window]]:
@@ -103,16 +113,15 @@ async def until(instant: float) -> None:
 async def main() -> None:
     asked = arguments()
     settings = load(MarketSettings)
-    secret = settings.gateway_secret.get_secret_value()
     async with AsyncExitStack() as stack:
         world = await stack.enter_async_context(World(settings.nats_url))
         traders = []
-        for agent_id, credentials in who(asked).items():
+        for agent_id, (key, credentials) in who(asked.credentials).items():
             trader = Trader(
                 agent_id,
                 nats_url=settings.nats_url,
                 gateway_url=settings.gateway_url,
-                key=agent_key(secret, agent_id),
+                key=key,
                 policy=asked.policy,
                 credentials=credentials,
             )

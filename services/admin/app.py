@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from services.admin.commands import subscribe
+from services.admin.commands import subscribe, subscribe_watch
 from services.admin.handlers import application
+from services.admin.keys import KeyBucket
 from services.admin.settings import AdminSettings
 from services.admin.store import Credentials, Store
+from services.admin.waiting import MEASURE_S
+from services.admin.watch import LOOK_S, Watch
 from shared import database
 from shared.bus import Bus
 from shared.errors import ConfigurationError
-from shared.service import run_service, serve
+from shared.service import Periodic, run_service, serve
 from shared.settings import load
 from shared.telemetry import configure_logging
 
 NAME = "admin"
+KEYS_S = 10.0  # how often the gateways' copy of agents' keys is compared with the table
 SHORTEST_TOKEN = 16
 
 
@@ -38,8 +42,21 @@ async def main() -> None:
         database.pool(url, pool_size=1, application=f"ratchet-{NAME}-credentials") as writing,
     ):
         bus = Bus(settings.nats_url, name=NAME)
-        subscribe(bus, Credentials(writing))
-        await serve(NAME, settings, bus, pool=pool, http=application(Store(pool), bus, token))
+        credentials, watch, store = Credentials(writing), Watch(bus), Store(pool)
+        subscribe(bus, credentials)
+        subscribe_watch(bus, watch)
+        await serve(
+            NAME,
+            settings,
+            bus,
+            pool=pool,
+            http=application(store, bus, token, watch, waiting),
+            tasks=[
+                Periodic("gateway_keys", KEYS_S, KeyBucket(bus, credentials.gateway_keys).level),
+                Periodic("watch", LOOK_S, watch.look),
+                Periodic("waits", MEASURE_S, waiting.measure),
+            ],
+        )
 
 
 def run() -> None:

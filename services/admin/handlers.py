@@ -20,6 +20,8 @@ from services.admin import runs, service
 from services.admin.access import API, Guard
 from services.admin.pages import Pages
 from services.admin.store import Store
+from services.admin.waiting import Waiting
+from services.admin.watch import Watch
 from shared.bus import Bus
 from shared.database import UNAVAILABLE
 from shared.telemetry import logger
@@ -28,10 +30,17 @@ MOST = 1000
 Ask = Callable[[Request], Awaitable[Any]]
 
 
-def application(store: Store, bus: Bus, token: str) -> ASGIApp:
-    """The whole application behind its token."""
-    api = _api(store, bus)
-    pages = _pages(store, bus)
+def application(
+    store: Store, bus: Bus, token: str, watch: Watch | None = None, waiting: Waiting | None = None
+) -> ASGIApp:
+    """The whole application behind its token. Where nothing looks for it from time to time, it looks when asked."""
+    watch, waiting = watch or Watch(bus), waiting or Waiting(store)
+
+    async def seen() -> dict[str, Any]:
+        return await service.overview(store, bus, watch, waiting)
+
+    api = _api(store, seen)
+    pages = _pages(store, seen)
     routes = [Route(f"/api/v1/{path}", _json(ask)) for path, ask in api.items()]
     routes += [Route(path, _page(show)) for path, show in pages.items()]
     return Starlette(
@@ -41,9 +50,9 @@ def application(store: Store, bus: Bus, token: str) -> ASGIApp:
     )
 
 
-def _api(store: Store, bus: Bus) -> dict[str, Ask]:
+def _api(store: Store, seen: Callable[[], Awaitable[Any]]) -> dict[str, Ask]:
     async def overview(_: Request) -> Any:
-        return await service.overview(store, bus)
+        return await seen()
 
     async def windows(request: Request) -> Any:
         return await store.windows(_limit(request, 50), idle=request.query_params.get("idle") == "true")
@@ -82,11 +91,11 @@ def _api(store: Store, bus: Bus) -> dict[str, Ask]:
     }
 
 
-def _pages(store: Store, bus: Bus) -> dict[str, Callable[[Request, str], Awaitable[str]]]:
+def _pages(store: Store, seen: Callable[[], Awaitable[Any]]) -> dict[str, Callable[[Request, str], Awaitable[str]]]:
     pages = Pages()
 
     async def front(_: Request, nonce: str) -> str:
-        return pages.overview(await service.overview(store, bus), nonce)
+        return pages.overview(await seen(), nonce)
 
     async def window(request: Request, nonce: str) -> str:
         window_id = request.path_params["window_id"]
@@ -102,10 +111,15 @@ def _pages(store: Store, bus: Bus) -> dict[str, Callable[[Request, str], Awaitab
 
 def _json(ask: Ask) -> Callable[[Request], Awaitable[Response]]:
     async def answer(request: Request) -> Response:
-        body = to_json(await ask(request), inf_nan_mode="null", bytes_mode="hex")
+        body = as_body(await ask(request))
         return Response(body, media_type="application/json", headers=_safe("default-src 'none'"))
 
     return answer
+
+
+def as_body(value: Any) -> bytes:
+    """As JSON, which has no word for what is no finite number: null stands there."""
+    return to_json(value, inf_nan_mode="null", bytes_mode="hex")
 
 
 def _page(show: Callable[[Request, str], Awaitable[str]]) -> Callable[[Request], Awaitable[Response]]:

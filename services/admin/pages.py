@@ -31,19 +31,21 @@ class Pages:
             text=text,
             signed=signed,
             phase=domain.phase,
+            notes=domain.notes,
             tool_calls=domain.tool_calls,
         )
 
     def overview(self, found: Mapping[str, Any], nonce: str) -> str:
         charts = {policy: domain.chart(rows) for policy, rows in found["rewards"].items()}
-        return self._render("overview.html", nonce, charts=charts, refresh_s=3, **found)
+        return self._render(
+            "overview.html", nonce, charts=charts, lonely=domain.lonely(found["windows"]), refresh_s=3, **found
+        )
 
     def window(self, window: Mapping[str, Any], runs: Sequence[Mapping[str, Any]], nonce: str) -> str:
         return self._render("window.html", nonce, window=window, runs=runs, refresh_s=5)
 
     def run(self, document: Mapping[str, Any], nonce: str) -> str:
-        steps = {e["event"]["step"]: e["event"] for e in document["events"] if e["event"] and e["kind"] == "step"}
-        numbers = sorted({*steps, *(call["step"] for call in document["calls"])})
+        steps = {step["step"]: step for step in document["steps"]}
         shown = [
             {
                 "number": n,
@@ -54,9 +56,9 @@ class Pages:
                     if call["step"] == n
                 ],
             }
-            for n in numbers
+            for n in sorted({*steps, *(call["step"] for call in document["calls"])})
         ]
-        return self._render("run.html", nonce, steps=shown, refresh_s=0, **document)
+        return self._render("run.html", nonce, refresh_s=0, **{**document, "steps": shown})
 
     def _render(self, template: str, nonce: str, **values: Any) -> str:
         return self._templates.get_template(template).render(nonce=nonce, now=datetime.now(UTC), **values)

@@ -7,24 +7,17 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
-from nats.errors import Error as NatsError
-from nats.js.errors import NotFoundError
 from pydantic import ValidationError
 
-from services.admin.domain import Lag, service_of, shares, verdict
+from services.admin.domain import down, shares
 from services.admin.store import Row, Store
-from shared import subjects
+from services.admin.waiting import Waiting
+from services.admin.watch import Watch
 from shared.bus import Bus
 from shared.errors import RatchetError
 from shared.routing import RouteDocument
 
 READINESS_TIMEOUT_S = 3.0
-
-
-async def consumers(bus: Bus) -> list[dict[str, Any]]:
-    """Every durable consumer with its lag and a verdict."""
-    lags = await asyncio.gather(*(lag_of(bus, consumer) for consumer in subjects.CONSUMERS))
-    return [{**asdict(lag), "service": service_of(lag.consumer), "verdict": verdict(lag)} for lag in lags]
 
 
 async def readiness(bus: Bus, policy: str) -> dict[str, Any]:
@@ -53,10 +46,11 @@ async def models(store: Store, policy: str | None = None) -> list[Row]:
     return [{**row, "share": current.get(row["policy"], {}).get(row["version"], 0.0)} for row in found]
 
 
-async def overview(store: Store, bus: Bus) -> dict[str, Any]:
+async def overview(store: Store, bus: Bus, watch: Watch, waiting: Waiting) -> dict[str, Any]:
     """What the front page shows."""
     policies = await store.policies()
-    ready, lags = await asyncio.gather(asyncio.gather(*(readiness(bus, policy) for policy in policies)), consumers(bus))
+    ready, _ = await asyncio.gather(asyncio.gather(*(readiness(bus, policy) for policy in policies)), watch.fresh())
+    services = watch.services()
     return {
         "at": datetime.now(UTC),
         "policies": policies,
@@ -65,23 +59,10 @@ async def overview(store: Store, bus: Bus) -> dict[str, Any]:
         "models": await models(store),
         "batches": await store.batches(8),
         "incidents": await store.incidents(8),
+        "unrecorded": await store.gateway_keys.unrecorded(),
         "rewards": {policy: await store.rewards_by_window(policy) for policy in policies},
-        "consumers": lags,
+        "services": [asdict(one) for one in services],
+        "down": [asdict(one) for one in down(services)],
+        "consumers": watch.consumers(),
+        "waits": await waiting.rows(),
     }
-
-
-async def lag_of(bus: Bus, consumer: subjects.Consumer) -> Lag:
-    try:
-        info = await bus.js.consumer_info(consumer.stream, consumer.durable, timeout=3)
-    except NotFoundError:
-        return Lag(consumer.durable, consumer.stream, 0, 0, 0, 0, "it does not exist; run `ratchet migrate`")
-    except (NatsError, OSError, TimeoutError) as error:
-        return Lag(consumer.durable, consumer.stream, 0, 0, 0, 0, f"JetStream did not answer: {error!r}")
-    return Lag(
-        consumer.durable,
-        consumer.stream,
-        info.num_pending or 0,
-        info.num_ack_pending or 0,
-        info.num_redelivered or 0,
-        info.num_waiting or 0,
-    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
+from services.admin.keys_store import GatewayKeys
 from shared.database import Pool
 
 Row = dict[str, Any]
@@ -16,6 +17,7 @@ BUSY = """where exists (select from trajectories t where t.window_id = windows.w
 class Store:
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
+        self.gateway_keys = GatewayKeys(pool)
 
     async def _all(self, statement: str, *arguments: Any) -> list[Row]:
         return [dict(row) for row in await self._pool.fetch(statement, *arguments)]
@@ -42,6 +44,7 @@ class Store:
 
         Agents and runs are counted as they are now, quality as it was at the close.
         ``rewarded``: runs with a reward of record. ``outcomes``: facts of the settlement, once it is settled.
+        ``left_out``, ``ranked_last``: runs by the first words of the reason; ``failures``: failed groups by theirs.
         """
         if since is None and until is None:
             return await self._windows("" if idle else BUSY, limit)
@@ -54,8 +57,8 @@ class Store:
             f"""select w.window_id, w.starts_at, w.ends_at, w.length_s, w.state, w.revision, w.quality,
                       w.quality_checks, w.closed_at,
                       t.agents, t.trajectories, t.open, t.late, t.rewarded,
-                      g.groups, g.scored, g.ties, g.small, g.disputed, g.failed, g.pending,
-                      s.state as settlement, coalesce(s.outcomes, 0) as outcomes,
+                      g.groups, g.scored, g.ties, g.small, g.disputed, g.failed, g.pending, f.failures,
+                      l.left_out, l.ranked_last, s.state as settlement, coalesce(s.outcomes, 0) as outcomes,
                       coalesce(s.missing, array[]::text[]) as missing
                  from (select * from windows {which} order by starts_at desc, length_s limit $1) w
                 cross join lateral (
@@ -76,6 +79,18 @@ class Store:
                              count(*) filter (where state = 'failed') as failed,
                              count(*) filter (where state = 'pending') as pending
                         from groups where window_id = w.window_id) g
+                cross join lateral (
+                      select coalesce(jsonb_object_agg(why, n), '{{}}') as failures
+                        from (select split_part(coalesce(failure, 'asked again'), ' (call ', 1) as why, count(*) as n
+                                from groups where window_id = w.window_id and state = 'failed' group by 1) k) f
+                cross join lateral (
+                      select coalesce(jsonb_object_agg(out, n) filter (where out is not null), '{{}}') as left_out,
+                             coalesce(jsonb_object_agg(last, n) filter (where last is not null), '{{}}') as ranked_last
+                        from (select split_part(m.left_out, ':', 1) as out, split_part(m.ranks_last, ':', 1) as last,
+                                     count(*) as n
+                                from groups join group_members m using (group_id)
+                               where window_id = w.window_id and coalesce(m.left_out, m.ranks_last) is not null
+                               group by 1, 2) k) l
                  left join lateral (
                       select state, outcomes, missing from settlements
                        where window_id = w.window_id order by revision desc limit 1) s on true
@@ -89,7 +104,7 @@ class Store:
         return await self._all(
             """select t.agent_id, t.trajectory_id, t.policy, t.scenario_id, t.started_at, t.status, t.late,
                       t.step_count, t.model_version, r.value as reward, g.group_id, g.state as group_state, m.left_out,
-                      j.score, j.rank
+                      m.ranks_last, j.score, j.rank
                  from trajectories t
                  left join lateral (
                       select value from outcomes o
@@ -199,6 +214,14 @@ class Store:
             limit,
         )
 
+    async def waits(self, limit: int = 1000) -> list[Row]:
+        """Everything in the loop that waits: what, for what, since and until when; what is overdue comes first."""
+        return await self._all(
+            """select kind, what, waits_for, since, until, until < now() as overdue from waits
+                order by until limit $1""",
+            limit,
+        )
+
     # one run ------------------------------------------------------------------------------------
     async def agents_of_run(self, trajectory_id: str) -> list[str]:
         rows = await self._pool.fetch(
@@ -224,7 +247,7 @@ class Store:
     async def run_events(self, agent_id: str, trajectory_id: str) -> list[Row]:
         """The stored events of a run in the order of the stream; ``body`` is compressed, or null once forgotten."""
         return await self._all(
-            """select event_id, kind, sequence, received_at, sha256, size_bytes, body
+            """select event_id, kind, sequence, received_at, sha256, size_bytes, body, witnessed
                  from bodies where agent_id = $1 and trajectory_id = $2 order by sequence""",
             agent_id,
             trajectory_id,
@@ -234,7 +257,7 @@ class Store:
         """The groups a run is in, with its newest judgment."""
         return await self._all(
             """select g.group_id, g.state, g.homogeneous, g.spread, g.judge, g.revision, m.left_out,
-                      j.score, j.rank, j.rubric, j.model, j.explanation
+                      m.ranks_last, g.failure, j.score, j.rank, j.rubric, j.model, j.explanation
                  from group_members m
                  join groups g using (group_id)
                  left join judgments j on (j.group_id, j.revision, j.agent_id, j.trajectory_id)
@@ -271,6 +294,7 @@ class Credentials:
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
+        self.gateway_keys = GatewayKeys(pool)
 
     async def note(self, command: str, who: str, request: Row, reply: Row) -> None:
         await self._pool.execute(

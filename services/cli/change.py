@@ -89,7 +89,7 @@ def base_create(
     as_json: AsJson = False,
 ) -> None:
     """Make a small model whose tokenizer is learned from conversations, and register it as the policy's base."""
-    from services.interchange.conversations import read_file
+    from services.interchange.reading import read_file
 
     settings = _settings()
     rows = list(read_file(corpus))
@@ -117,7 +117,11 @@ def base_register(
         raise ConfigurationError(f"{directory} is no Hugging Face model directory: it has no config.json")
     if not any(directory.glob("*.safetensors")):
         raise ConfigurationError(f"{directory} has no *.safetensors; save the model with safetensors")
-    _say(_register(_settings(), directory, policy, note or f"registered from {directory.name}"), as_json)
+    from services.trainer.chat_template import check
+
+    lacks = check(directory)
+    reply = _register(_settings(), directory, policy, note or f"registered from {directory.resolve().name}")
+    _say(reply | ({"chat_template": lacks} if lacks else {}), as_json)
 
 
 def _register(settings: CliSettings, directory: Path, policy: str, note: str) -> dict[str, Any]:

@@ -46,22 +46,27 @@ class Finding:
 
 async def examine() -> list[Finding]:
     """Everything, in the order in which one would mend it."""
+    from services.cli import gateway_checks, group_checks, judge_checks, loop_checks
+
     found = configuration()
+    running = {"unknown": "the broker is away"}
     try:
         settings = session.settings()
     except ConfigurationError:
         return found  # said above; nothing can be reached without it
     async with _broker(settings, found) as bus:
         if bus is not None:
-            found += [server(bus), *await streams(bus), *await consumers(bus)]
+            found += [server(bus), *await streams(bus), *await loop_checks.presence(bus)]
+            running = await judge_checks.running(bus)
     found += artifacts_directory(settings)
     async with _database(settings, found) as pool:
         if pool is not None:
             found += await database(pool)
             if not any(f.part == "migrations" and f.verdict == "fail" for f in found):
-                found += [*await artifacts(pool, settings), await quality(pool), *await probes(pool, settings)]
-    found.append(await judge(settings))
-    return found
+                found += [*await artifacts(pool, settings), await quality(pool), await group_checks.groups(pool)]
+                found += [*await gateway_checks.gateway(pool), *await loop_checks.waits(pool)]
+                found += await judge_checks.probes(pool, running)
+    return [*found, judge_checks.judge(running)]
 
 
 # configuration ------------------------------------------------------------------------------------
@@ -157,24 +162,6 @@ async def streams(bus: Bus) -> list[Finding]:
     ]
 
 
-async def consumers(bus: Bus) -> list[Finding]:
-    from services.admin import service
-
-    findings = []
-    lags = await service.consumers(bus)
-    for lag in lags:
-        name, behind = lag["consumer"], lag["pending"] + lag["unacknowledged"]
-        if lag["verdict"] == "missing":
-            findings.append(Finding("consumers", "fail", f"{name}: {lag['fault']}", "run `ratchet migrate`"))
-        elif lag["verdict"] == "idle":
-            detail = f"{name}: {behind} messages wait and nobody asks for them"
-            findings.append(Finding("consumers", "warn", detail, f"start it: `ratchet run {lag['service']}`"))
-        elif lag["verdict"] == "busy":
-            detail = f"{name} is {behind:,} messages behind"
-            findings.append(Finding("consumers", "warn", detail, f"run more replicas of {lag['service']}"))
-    return findings or [Finding("consumers", "ok", f"{len(lags)} consumers, none behind")]
-
-
 # database -----------------------------------------------------------------------------------------
 @asynccontextmanager
 async def _database(settings: CliSettings, found: list[Finding]) -> AsyncIterator[Pool | None]:
@@ -238,57 +225,7 @@ async def artifacts(pool: Pool, settings: CliSettings) -> list[Finding]:
     return [Finding("artifacts", "ok" if live else "warn", said, None if live else "`ratchet base create` makes one")]
 
 
-# judge and data -----------------------------------------------------------------------------------
-async def judge(settings: CliSettings) -> Finding:
-    """The outcome judge needs nothing; ruler needs an endpoint that answers."""
-    import httpx
-
-    if settings.judge == "outcome":
-        return Finding("judge", "ok", "outcome: ranks by the reward of record, asks nobody")
-    if settings.judge != "ruler":
-        return Finding("judge", "fail", f"RATCHET_JUDGE is {settings.judge!r}", "set it to outcome or ruler")
-    if not settings.judge_base_url:
-        return Finding("judge", "fail", "ruler has no endpoint", "set RATCHET_JUDGE_BASE_URL and RATCHET_JUDGE_API_KEY")
-    key = settings.judge_api_key.get_secret_value() if settings.judge_api_key else ""
-    url = settings.judge_base_url.rstrip("/") + "/models"
-    try:
-        async with httpx.AsyncClient(timeout=10) as client:
-            answer = await client.get(url, headers={"Authorization": f"Bearer {key}"} if key else {})
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        detail = f"ruler: {url} did not answer: {error or type(error).__name__}"
-        return Finding("judge", "fail", detail, "check RATCHET_JUDGE_BASE_URL")
-    if answer.status_code in (401, 403):
-        return Finding("judge", "fail", f"ruler: {url} refused the key", "check RATCHET_JUDGE_API_KEY")
-    if answer.status_code >= 400:
-        detail = f"ruler: {url} answered {answer.status_code}; not every server lists its models"
-        return Finding("judge", "warn", detail, "check RATCHET_JUDGE_BASE_URL if groups fail")
-    return Finding("judge", "ok", f"ruler: {settings.judge_base_url} answers")
-
-
-async def probes(pool: Pool, settings: CliSettings) -> list[Finding]:
-    """What planted cases say of the judge that is configured; one that has no model is not probed."""
-    from services.scorer.probes.domain import address
-    from services.scorer.probes.store import ProbeStore
-
-    if settings.judge != "ruler" or not settings.judge_base_url:
-        return []
-    rows = await ProbeStore(pool).newest("ruler")
-    own = [row for row in rows if row["endpoint"] == address(settings.judge_base_url)]
-    if not own:
-        mend = "start the scorer, which probes it; or `ratchet judge probe`"
-        return [Finding("judge's probe", "warn", "it was never probed: nothing of it is announced", mend)]
-    row = max(own, key=lambda row: row["started_at"])
-    said = f"{row['model']}, {row['rubric']}: {row['state']}, {row['passed']} of {row['cases']} planted cases"
-    if row["released_by"]:
-        return [Finding("judge's probe", "warn", f"{said}; released by {row['released_by']}", "use a better judge")]
-    if row["trusted"]:
-        if row["state"] == "passed":
-            return [Finding("judge's probe", "ok", said)]
-        return [Finding("judge's probe", "warn", f"{said}; an earlier verdict stands", "`ratchet judge` shows both")]
-    mend = "`ratchet judge probe` shows the cases; use a better judge, or `ratchet judge release`"
-    return [Finding("judge's probe", "fail", f"{said}; nothing of it is announced", mend)]
-
-
+# data ---------------------------------------------------------------------------------------------
 async def quality(pool: Pool) -> Finding:
     """The newest closed windows; the worst of them gives the verdict, for one bad window trains a bad batch."""
     rows = await store.window_quality(pool)
@@ -300,5 +237,5 @@ async def quality(pool: Pool) -> Finding:
     detail = f"{worst['quality']:.3f} at worst ({worst['window_id']}), of the {len(rows)} newest windows"
     if worst["quality"] >= GOOD_QUALITY:
         return Finding("data quality", "ok", detail)
-    mend = "see its runs with `ratchet trajectory`: steps without a call, empty prompts, actions without a result"
+    mend = "see its runs with `ratchet trajectory`: no call, empty prompts, steps that are missing, wrong times"
     return Finding("data quality", "warn" if worst["quality"] >= POOR_QUALITY else "fail", detail, mend)

@@ -22,9 +22,7 @@ def doctor(as_json: AsJson = False) -> None:
     else:
         rows = [(f.verdict, f.part, f.detail, f.mend or "") for f in found]
         columns = ("verdict", "part", "what was found", "what mends it")
-        made = table("", columns, rows, wrap=columns[2:])
-        made.columns[0].style = "bold"
-        console().print(made)
+        console().print(table("", columns, rows, wrap=columns[2:], bold=columns[:1]))
         worst = [verdict for verdict in ("fail", "warn") if any(f.verdict == verdict for f in found)]
         console().print(_summary(worst), style=STYLES[worst[0]] if worst else STYLES["ok"])
     if any(finding.verdict == "fail" for finding in found):

@@ -20,9 +20,9 @@ WindowS = Annotated[int | None, typer.Option("--window-s", min=1, help="Length o
 
 
 def up(
-    directory: Annotated[Path, typer.Option("--dir", help="Where data is kept from one start to the next.")] = Path(
-        ".ratchet"
-    ),
+    directory: Annotated[
+        Path | None, typer.Option("--dir", help="Where data is kept from one start to the next; .ratchet by default.")
+    ] = None,
     judge: Judge = None,
     window_s: WindowS = None,
     as_json: AsJson = False,
@@ -30,8 +30,9 @@ def up(
     """Start everything on this machine: servers, all services; Ctrl-C ends them."""
     _known_judge(judge)
     from services.local import installation
+    from shared.settings import installation_dir
 
-    installation.up(directory=directory, judge=judge, window_s=window_s, as_json=as_json)
+    installation.up(directory=directory or installation_dir(), judge=judge, window_s=window_s, as_json=as_json)
 
 
 def demo(
@@ -92,9 +93,10 @@ def migrate(as_json: AsJson = False) -> None:
     """
     import os
 
+    from services.local import roles
     from services.terminal import session
     from services.terminal.output import print_json
-    from shared import database, roles
+    from shared import database
 
     settings = session.settings()
     try:

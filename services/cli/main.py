@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
@@ -18,11 +19,14 @@ from services.cli import (
     change,
     dead,
     doctor,
+    gateway_keys,
     judging,
     launch,
     observe,
     outcomes,
+    runs,
     transfer,
+    window,
 )
 from services.cli.forget.command import forget
 from shared.errors import RatchetError, RetryLaterError
@@ -42,10 +46,24 @@ base = typer.Typer(
     help="Make or bring the model that a policy starts from.", no_args_is_help=True, rich_markup_mode=None
 )
 agents = typer.Typer(help="The agents that were seen; their credentials and gateway keys.", rich_markup_mode=None)
+one_window = typer.Typer(help="One window: close it before its time.", no_args_is_help=True, rich_markup_mode=None)
 letters = typer.Typer(
     help="What could never be handled, with its reason; show it, send it again.", rich_markup_mode=None
 )
 told = typer.Typer(help="What the world said of each window; fill past ones.", rich_markup_mode=None)
+
+
+@app.callback()
+def _chosen(
+    directory: Annotated[
+        Path | None, typer.Option("--dir", help="Of the installation that is meant; RATCHET_DIR, or .ratchet.")
+    ] = None,
+) -> None:
+    if directory is not None:
+        from services.local.state import turn_to
+
+        turn_to(directory.absolute(), os.environ)
+
 
 app.command()(launch.up)
 app.command()(launch.demo)
@@ -53,11 +71,17 @@ app.command()(launch.run)
 app.command()(launch.migrate)
 app.command()(observe.status)
 app.command()(observe.windows)
+app.command()(runs.runs)
 app.command()(observe.trajectory)
 app.command()(observe.models)
+app.add_typer(one_window, name="window")
+one_window.callback()(window.one)
+one_window.command()(window.close)
 app.add_typer(agents, name="agents")
 agents.callback(invoke_without_command=True)(observe.agents)
-agents.command("key")(observe.agents_key)
+agents.command("key")(gateway_keys.agents_key)
+agents.command("keys")(gateway_keys.agents_keys)
+agents.command("revoke-key")(gateway_keys.agents_revoke_key)
 agents.command("add")(admitting.agents_add)
 agents.command("remove")(admitting.agents_remove)
 app.command("import")(transfer.import_)
@@ -74,6 +98,7 @@ app.command()(change.rollback)
 app.command()(doctor.doctor)
 app.add_typer(told, name="outcomes")
 told.callback(invoke_without_command=True)(outcomes.outcomes)
+told.command()(outcomes.credential)
 told.command()(outcomes.show)
 told.command()(outcomes.sync)
 app.add_typer(judging.judge, name="judge")

@@ -7,15 +7,15 @@ from typing import Annotated, Any
 
 import typer
 
-from services.cli.admitting import checked
 from services.terminal.output import AsJson, console, instant, print_json, printable, table
 from shared.errors import ConfigurationError, GiveUpError, RatchetError
 
+WAITS_SHOWN = 12
 Limit = Annotated[int, typer.Option("--limit", "-n", min=1, max=10_000, help="How many of the newest.")]
 
 
 def status(as_json: AsJson = False) -> None:
-    """Servers, services, how far behind they are, and the versions that answer now."""
+    """Servers, services, how far behind they are, the versions that answer now, and what waits for what."""
     from services.terminal import session
 
     found = session.run(_status())
@@ -25,6 +25,10 @@ def status(as_json: AsJson = False) -> None:
         out = console()
         parts = [(p["part"], p["state"], p["detail"]) for p in found["parts"]]
         out.print(table("", ("part", "state", "detail"), parts, wrap=("detail",)))
+        if found["services"]:
+            columns: tuple[str, ...] = ("service", "state", "replicas", "since", "who")
+            who = [tuple(one[k] for k in (*columns[:-1], "detail")) for one in found["services"]]
+            out.print(table("Services", columns, who, right=("replicas",), wrap=("who",)))
         if found["consumers"]:
             columns = ("service", "consumer", "state", "behind", "in work", "redelivered")
             rows = [
@@ -35,19 +39,30 @@ def status(as_json: AsJson = False) -> None:
         if found["versions"]:
             live = [(v["policy"], v["version"], v["state"], f"{v['share']:.0%}") for v in found["versions"]]
             out.print(table("Versions that answer", ("policy", "version", "state", "share"), live, right=("share",)))
-    if any(part["state"] == "away" for part in found["parts"]):
+        if waits := found["waits"][:WAITS_SHOWN]:
+            columns = ("what", "waits for", "until", "since", "overdue")
+            rows = [tuple(one[k.replace(" ", "_")] for k in columns) for one in waits]
+            title = f"Waits, {len(waits)} of {len(found['waits'])}" if len(waits) < len(found["waits"]) else "Waits"
+            out.print(table(title, columns, rows, wrap=columns[1:2]))
+    if found["down"] or any(part["state"] == "away" for part in found["parts"]):
         raise typer.Exit(1)
 
 
 async def _status() -> dict[str, Any]:
+    from dataclasses import asdict
+
     from services.admin import service
+    from services.admin.domain import Presence, down
     from services.admin.store import Store
+    from services.admin.watch import watched
     from services.terminal import session
 
     settings = session.settings()
     parts: list[dict[str, str]] = []
+    services: list[Presence] = []
     consumers: list[dict[str, Any]] = []
     versions: list[dict[str, Any]] = []
+    waits: list[dict[str, Any]] = []
 
     def say(part: str, state: str, detail: str) -> None:
         parts.append({"part": part, "state": state, "detail": detail})
@@ -56,8 +71,11 @@ async def _status() -> dict[str, Any]:
         async with session.bus(settings) as bus, session.database(settings) as pool:
             say("broker", "ok", session.without_password(settings.nats_url))
             say("database", "ok", session.without_password(settings.database_url.get_secret_value()))
-            consumers = await service.consumers(bus)
-            versions = [row for row in await service.models(Store(pool)) if row["share"] > 0]
+            watch = await watched(bus)
+            services, consumers = watch.services(), watch.consumers()
+            store = Store(pool)
+            versions = [row for row in await service.models(store) if row["share"] > 0]
+            waits = await store.waits()
     except RatchetError as error:
         say("servers", "away", str(error))
     for part, url in (
@@ -68,7 +86,14 @@ async def _status() -> dict[str, Any]:
         if url:
             fault = await session.unhealthy(url)
             say(part, "away" if fault else "ok", fault or url)
-    return {"parts": parts, "consumers": consumers, "versions": versions}
+    return {
+        "parts": parts,
+        "services": [asdict(one) for one in services],
+        "down": [one.service for one in down(services)],
+        "consumers": consumers,
+        "versions": versions,
+        "waits": waits,
+    }
 
 
 def windows(
@@ -86,28 +111,31 @@ def windows(
     if as_json:
         print_json(found)
         return
-    columns = (
+    columns: tuple[str, ...] = (
         "window",
         "state",
-        "agents",
         "runs",
         "groups",
         "scored",
         "ties",
-        "outcomes",
-        "rewarded",
-        "late",
-        "quality",
+        "small",
+        "failed",
+        "left out",
+        "last",
     )
+    columns += ("outcomes", "rewarded", "late", "agents", "quality")
     rows = [
         (
-            *(w[k] for k in ("window_id", "phase", "agents", "trajectories", "groups", "scored", "ties")),
-            *(w[k] for k in ("outcomes", "rewarded", "late")),
+            *(w[k] for k in ("window_id", "phase", "trajectories", "groups", "scored", "ties", "small", "failed")),
+            *(sum(w[k].values()) for k in ("left_out", "ranked_last")),
+            *(w[k] for k in ("outcomes", "rewarded", "late", "agents")),
             None if w["quality"] is None else f"{w['quality']:.0%}",
         )
         for w in found["windows"]
     ]
     console().print(table("", columns, rows, right=columns[2:]))
+    for line in found["notes"]:
+        typer.echo(printable(line))
     for readiness in found["readiness"]:
         typer.echo(printable(_readiness_line(readiness)))
 
@@ -126,7 +154,7 @@ async def _windows(
     policy: str | None, limit: int, idle: bool, since: datetime | None, until: datetime | None
 ) -> dict[str, Any]:
     from services.admin import service
-    from services.admin.domain import phase
+    from services.admin.domain import lonely, notes, phase
     from services.admin.store import Store
     from services.terminal import session
 
@@ -140,7 +168,12 @@ async def _windows(
                 readiness = [await service.readiness(bus, name) for name in policies]
         except RatchetError as error:
             readiness = [service.unknown_readiness(name, error) for name in policies]
-    return {"windows": [{**row, "phase": phase(row)} for row in rows], "readiness": readiness}
+    told = [f"{row['window_id']}: {'; '.join(said)}" for row in rows if (said := notes(row))]
+    return {
+        "windows": [{**row, "phase": phase(row)} for row in rows],
+        "notes": [*told, *([alone] if (alone := lonely(rows)) else [])],
+        "readiness": readiness,
+    }
 
 
 def trajectory(
@@ -197,15 +230,16 @@ def models(
     if as_json:
         print_json(rows)
         return
-    columns = ("policy", "version", "parent", "method", "state", "share", "runs", "reward", "evidence", "artifact")
+    columns = ("policy", "version", "state", "share", "evidence", "runs", "reward", "parent", "method", "artifact")
     cells = [
         (
-            *(row[k] for k in ("policy", "version", "parent", "method")),
+            *(row[k] for k in ("policy", "version")),
             row["state"] or "registered",
             f"{row['share']:.0%}",
+            evidence(row),
             row["runs"] or 0,
             row["mean_reward"],
-            evidence(row),
+            *(row[k] for k in ("parent", "method")),
             row["artifact_sha256"][:12],
         )
         for row in rows
@@ -252,15 +286,3 @@ async def _agents(limit: int) -> list[dict[str, Any]]:
 
     async with session.database(session.settings()) as pool:
         return await Store(pool).agents(limit)
-
-
-def agents_key(name: Annotated[str, typer.Argument(help="The agent's id.")], as_json: AsJson = False) -> None:
-    """Print the key that an agent shows to the gateway as its OpenAI api_key."""
-    from services.terminal import session
-    from shared.credentials import agent_key
-
-    secret = session.settings().gateway_secret
-    if secret is None:
-        raise ConfigurationError("RATCHET_GATEWAY_SECRET is not set; give it the value that the gateway runs with")
-    key = agent_key(secret.get_secret_value(), checked(name))
-    print_json({"agent_id": name, "key": key}) if as_json else typer.echo(key)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -53,6 +54,29 @@ async def _listed(limit: int, idle: bool) -> list[dict[str, Any]]:
 
     async with session.database(session.settings()) as pool:
         return await outcomes_sql.listed(pool, limit, idle=idle)
+
+
+def credential(
+    file: Annotated[Path | None, typer.Option("--file", help="Written there; world.env of the installation.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write what the world reports facts with: the broker's user that may publish outcomes, and nothing else."""
+    from services.local.broker import WORLD
+    from services.local.state import write_exports
+    from services.terminal import session
+
+    settings = session.settings()
+    server = session.embedded(settings)
+    if server is None:
+        raise ConfigurationError(
+            "this broker is not the one of `ratchet up`: its user `world` is for the world; see docs/operations.md"
+        )
+    path = file or settings.dir / "world.env"
+    write_exports(path, {"RATCHET_OUTCOMES_URL": server.url_of(WORLD)})
+    if as_json:
+        print_json({"file": str(path), "user": WORLD, "nats_url": server.address})
+    else:
+        typer.echo(f"credential  {path}  (sets RATCHET_OUTCOMES_URL; for whatever reports rewards, never for an agent)")
 
 
 def show(

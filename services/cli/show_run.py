@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from services.admin.domain import tool_calls
-from services.terminal.output import console, printable, shown
+from services.terminal.output import console, json_text, printable, shown
 
 if TYPE_CHECKING:
     from rich.tree import Tree
@@ -62,13 +62,15 @@ def _events(tree: Tree, document: Mapping[str, Any]) -> None:
     for call in document["calls"]:
         calls.setdefault(call["step"], []).append(call)
     seen: dict[str, int] = {}
-    steps = {e["event"]["step"]: e["event"] for e in document["events"] if e["event"] and e["kind"] == "step"}
+    steps = {step["step"]: step for step in document["steps"]}
     for number in sorted({*steps, *calls}):
         _step(tree, number, steps.get(number, {}), calls.get(number, []), seen)
-    forgotten = sum(e["event"] is None for e in document["events"])
+    forgotten = sum(e["matches"] is None for e in document["events"])
     wrong = sum(e["matches"] is False for e in document["events"])
     hashes = f"{len(document['events'])} events, " + (f"{wrong} do NOT match" if wrong else "all match their SHA-256")
     _line(tree, "stored", hashes + (f", {forgotten} forgotten" if forgotten else ""))
+    for fault in document["faults"]:
+        _line(tree, "not used", f"{fault['call_id']}: {fault['reason']}" if fault["call_id"] else fault["reason"])
 
 
 def _step(
@@ -116,6 +118,8 @@ def _fate(tree: Tree, document: Mapping[str, Any]) -> None:
         branch = tree.add(_text(f"group {group['group_id']}: {group['state']}", "bold"))
         if group["left_out"]:
             _line(branch, "left out", group["left_out"])
+        elif group["score"] is None and group["failure"]:
+            _line(branch, "its judge failed", group["failure"])
         elif group["score"] is not None:
             _line(branch, "judgment", f"score {group['score']:.3g}, rank {group['rank']}, by {group['judge']}")
             if group["explanation"]:
@@ -141,7 +145,7 @@ def _text(words: str, style: str) -> Any:
 
 
 def _short(value: Any) -> str:
-    return "-" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return "-" if value is None else value if isinstance(value, str) else json_text(value, ascii_only=False)
 
 
 def _cut(text: str) -> str:

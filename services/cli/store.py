@@ -22,6 +22,54 @@ async def judging(pool: Pool, window_id: str) -> Row:
     return dict(row)
 
 
+async def window(pool: Pool, window_id: str) -> Row | None:
+    """A window with its runs: how many, of how many agents, and how many have not ended."""
+    row = await pool.fetchrow(
+        """select w.window_id, w.state, w.ends_at, w.close_requested, t.agents, t.runs, t.open
+             from windows w
+            cross join lateral (
+                  select count(distinct agent_id) as agents, count(*) as runs,
+                         count(*) filter (where status = 'open' and not late) as open
+                    from trajectories where window_id = w.window_id) t
+            where w.window_id = $1""",
+        window_id,
+    )
+    return None if row is None else dict(row)
+
+
+async def runs(
+    pool: Pool,
+    *,
+    window: str | None,
+    agent: str | None,
+    scenario: str | None,
+    policy: str | None,
+    status: str | None,
+    limit: int,
+) -> list[Row]:
+    """The newest runs, with their reward of record and what became of them."""
+    rows = await pool.fetch(
+        """select t.agent_id, t.trajectory_id, t.policy, t.window_id, t.scenario_id, t.started_at, t.status, t.late,
+                  t.step_count, t.model_version, r.reward, g.state as group_state, m.left_out
+             from (select * from trajectories
+                    where ($1::text is null or window_id = $1) and ($2::text is null or agent_id = $2)
+                      and ($3::text is null or scenario_id = $3) and ($4::text is null or policy = $4)
+                      and ($5::text is null or status = $5)
+                    order by started_at desc, agent_id, trajectory_id limit $6) t
+             left join rewards r using (agent_id, trajectory_id)
+             left join group_members m using (agent_id, trajectory_id)
+             left join groups g using (group_id)
+            order by t.started_at desc, t.agent_id, t.trajectory_id""",
+        window,
+        agent,
+        scenario,
+        policy,
+        status,
+        limit,
+    )
+    return [dict(row) for row in rows]
+
+
 async def server(pool: Pool) -> Row:
     """What the server says of itself."""
     row = await pool.fetchrow(

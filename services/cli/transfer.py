@@ -9,28 +9,36 @@ from typing import Annotated, Any
 import typer
 
 from services.terminal.output import AsJson, Policy, console, print_json, printable, progress, task
-from shared.errors import ConfigurationError
+from shared.errors import ConfigurationError, GiveUpError
 
-Close = Annotated[bool, typer.Option("--close", help="Then close the window, and wait until it is closed.")]
+FORMATS = ("openai-chat", "groups")
+Close = Annotated[
+    bool, typer.Option("--close", help="Then close its window, and wait for that; not where others act in it.")
+]
 
 
 def import_(
     file: Annotated[Path, typer.Argument(help=".jsonl or .jsonl.gz, a conversation a line.")],
-    form: Annotated[str, typer.Option("--format", help="openai-chat")] = "openai-chat",
-    policy: Policy = "default",
+    form: Annotated[str, typer.Option("--format", help="openai-chat, or groups.")] = "openai-chat",
+    policy: Annotated[
+        str | None,
+        typer.Option("--policy", "-p", help="The line of models; what a line says, or default, if not given."),
+    ] = None,
     close: Close = False,
     as_json: AsJson = False,
 ) -> None:
     """Publish recorded conversations as step events, as their agents would have; all fall into one window.
 
-    A line: task_id (the scenario), trial (the agent), messages, and, where known, reward and instruction.
+    A line: task_id (the scenario), trial (the agent), messages, and, where known, reward and instruction; or what
+    `ratchet export` wrote, in either format.
     """
     from services.terminal import session
 
-    if form != "openai-chat":
-        raise ConfigurationError(f"--format {form!r} is not known; openai-chat is")
-    _check_policy(policy)
-    said, bad = session.run(_import(file, policy, close))
+    if form not in FORMATS:
+        raise ConfigurationError(f"--format {form!r} is not known; choose {' or '.join(FORMATS)}")
+    if policy is not None:
+        _check_policy(policy)
+    said, bad = session.run(_import(file, form, policy, close))
     for line, fault in bad:
         console(err=True).print(printable(f"{file}: line {line} skipped: {fault}"), markup=False, soft_wrap=True)
     _say(said, as_json)
@@ -38,31 +46,37 @@ def import_(
         raise typer.Exit(1)
 
 
-async def _import(file: Path, policy: str, close: bool) -> tuple[dict[str, Any], list[tuple[int, str]]]:
+async def _import(
+    file: Path, form: str, policy: str | None, close: bool
+) -> tuple[dict[str, Any], list[tuple[int, str]]]:
     from contextlib import AsyncExitStack
 
     from services.interchange import importing
-    from services.interchange.conversations import read_file
+    from services.interchange.reading import read_file
     from services.terminal import session
 
     settings = session.settings()
-    lines = list(read_file(file))  # before anything is asked of the servers: a wrong file is the commoner fault
+    lines = list(read_file(file, form))  # before anything is asked of the servers: a wrong file is the commoner fault
     async with AsyncExitStack() as stack:
         bus = await stack.enter_async_context(session.bus(settings))
         pool = await stack.enter_async_context(session.database(settings))
         at, window = await importing.moment(settings.window_s, pool)
         made = importing.plan(file, lines, policy, at)
+        if close and (why := await importing.in_use(pool, [window.window_id])):
+            raise GiveUpError(f"{why}; nothing was imported")
         bar = stack.enter_context(progress())
         await importing.publish(bus, made, task(bar, "publish", made.size))
         if close:
             keys = [(run.agent_id, run.trajectory_id) for run in made.runs]
             windows = await importing.until_stored(pool, keys, task(bar, "store", len(keys)))
+            if why := await importing.in_use(pool, windows):  # they came while it ran
+                raise GiveUpError(f"{why}; what was imported is there")
             await importing.close_windows(bus, pool, windows, task(bar, "close", len(windows)))
     facts = sum(len(run.facts) for run in made.runs)
     return {
         "import_id": str(made.shared.import_id),
         "window_id": window.window_id,
-        "policy": policy,
+        "policy": ", ".join(sorted({run.started.policy for run in made.runs})),
         "runs": len(made.runs),
         "events": made.size - facts,
         "outcomes": facts,
@@ -103,7 +117,7 @@ def export(
     """Scored groups or whole conversations as JSONL. --json adds a summary (on stderr beside stdout)."""
     from services.terminal import session
 
-    if form not in ("groups", "openai-chat"):
+    if form not in FORMATS:
         raise ConfigurationError(f"--format {form!r} is not known; choose groups or openai-chat")
     lines = session.run(_export(form, window, policy, ties, out))
     if as_json:

@@ -90,8 +90,8 @@ def verdict(version: Version) -> str:
             return "trained"
         case "rolled_back":
             return f"rolled back: {version.reason}"
-        case "refused":
-            return version.reason or "refused"
+        case "refused" | "held":
+            return version.reason or version.state
         case "canary":
             return "on trial"
     return f"{version.state}: {version.reason}" if version.reason else version.state

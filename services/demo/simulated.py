@@ -20,7 +20,7 @@ from ratchet_sdk.outcomes import TrajectoryJudgedByWorld, TrajectoryOutcome
 
 from services.terminal.output import progress, task
 from shared import subjects
-from shared.errors import RetryLaterError
+from shared.errors import GiveUpError, RetryLaterError
 from shared.trajectories import RunKey
 from shared.windows import window_at
 
@@ -85,7 +85,9 @@ async def simulate(plan: Plan, *, close: bool) -> dict[str, Any]:
     async with AsyncExitStack() as stack:
         bus = await stack.enter_async_context(session.bus(settings))
         pool = await stack.enter_async_context(session.database(settings))
-        await importing.moment(settings.window_s, pool)
+        _, window = await importing.moment(settings.window_s, pool)
+        if close and (why := await importing.in_use(pool, [window.window_id])):
+            raise GiveUpError(why)
         bar = stack.enter_context(progress())
         advance = task(bar, "runs", plan.agents * plan.rounds)
         began = time.monotonic()
@@ -96,6 +98,8 @@ async def simulate(plan: Plan, *, close: bool) -> dict[str, Any]:
         windows = sorted({window_at(at, settings.window_s).window_id for runs in done for _, _, at in runs})
         if close:
             windows = await importing.until_stored(pool, keys, task(bar, "store", len(keys)))
+            if why := await importing.in_use(pool, windows):  # they came while it ran
+                raise GiveUpError(why)
             await importing.close_windows(bus, pool, windows, task(bar, "close", len(windows)))
     return {
         "agents": plan.agents,

@@ -9,18 +9,22 @@ import asyncio
 import math
 import shutil
 import time
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from services.demo.progress import Watcher
 from services.demo.screen import Screen
-from services.local.agent_keys import kept_key
+from services.local.agent_keys import issue_gateway_key, keep_gateway_key, kept_key
 from services.local.broker import WORLD
-from services.local.embedded import NatsServer
 from services.local.installation import MARKET_TIER, Installation, installation
 from services.local.supervisor import Stopped
 from shared.errors import ConfigurationError, RetryLaterError
+
+if TYPE_CHECKING:
+    from shared.bus import Bus
 
 HOME = Path(".ratchet")
 KEPT_DEMOS = 3
@@ -171,20 +175,24 @@ class Story:
 
     def _register(self, running: Installation, base: Path) -> None:
         from shared.artifacts import DirectoryStore
-        from shared.bus import Bus
 
         artifact = DirectoryStore(Path(running.environment["RATCHET_ARTIFACTS_DIR"])).put(base)
         request = {"policy": POLICY, "artifact_sha256": artifact.sha256, "note": f"weak trader, {base.name}"}
 
-        async def ask() -> None:
+        self._ask(running, lambda bus: bus.command("trainer", "register_base", request))
+
+    def _ask(self, running: Installation, ask: Callable[[Bus], Coroutine[Any, Any, object]]) -> None:
+        from shared.bus import Bus
+
+        async def connected() -> None:
             bus = Bus(running.environment["RATCHET_NATS_URL"], name="demo")
             await bus.connect()
             try:
-                await bus.command("trainer", "register_base", request)
+                await ask(bus)
             finally:
                 await bus.close()
 
-        asyncio.run(ask())
+        asyncio.run(connected())
 
     def _until_routed(self, running: Installation, watcher: Watcher) -> None:
         deadline = time.monotonic() + 60
@@ -199,23 +207,29 @@ class Story:
         begin = (math.floor((time.time() + 2.0) / window_s) + 1) * window_s
         options: dict[str, object] = {
             "--windows": self.options.windows,
-            "--agents": self.options.agents,
             "--seed": self.options.seed,
             "--begin": begin,
             "--policy": POLICY,
+            "--credentials": self._admit_traders(running),
         }
-        if running.broker is not None:
-            options["--credentials"] = self._admit_traders(running.directory / "agents", running.broker)
         command = ["examples.market", *(str(part) for pair in options.items() for part in pair)]
         program = running.program("market", *command, extra=running.as_user(WORLD), ends=True)
         running.supervisor.start(program, MARKET_TIER)
         return float(begin)
 
-    def _admit_traders(self, seeds: Path, broker: NatsServer) -> Path:
-        """Credentials for each trader, as `ratchet agents add` makes them; returns their directory."""
+    def _admit_traders(self, running: Installation) -> Path:
+        """Credentials for each trader, as `ratchet agents add` and `key` make them; returns their directory."""
+        kept = running.directory / "agents"
         names = [f"trader-{number:02d}" for number in range(self.options.agents)]
-        broker.admit({name: kept_key(seeds / f"{name}.nk") for name in names})
-        return seeds
+        if running.broker is not None:
+            running.broker.admit({name: kept_key(kept / f"{name}.nk") for name in names})
+
+        async def issue(bus: Bus) -> None:
+            for name in names:
+                keep_gateway_key(kept / f"{name}.key", await issue_gateway_key(bus, name))
+
+        self._ask(running, issue)
+        return kept
 
     def _report(self, running: Installation, watcher: Watcher) -> int:
         from services.demo import report, report_facts

@@ -10,10 +10,12 @@ from services.deployer.settings import DeployerSettings
 from services.deployer.store import Store
 from shared import database
 from shared.artifacts import DirectoryStore
+from shared.aside import Aside
 from shared.bus import Bus
 from shared.service import Periodic, run_service, serve
 from shared.settings import load
 from shared.telemetry import configure_logging
+from shared.waits import limits_of
 
 
 async def main() -> None:
@@ -21,12 +23,18 @@ async def main() -> None:
     configure_logging("deployer", settings.log_level)
     bus = Bus(settings.nats_url, name="deployer")
     artifacts = DirectoryStore(settings.artifacts_dir)
-    probe = InferenceProbe(settings.inference_url, artifacts, timeout_s=settings.verify_timeout_s)
+    probe = InferenceProbe(
+        settings.inference_url,
+        artifacts,
+        timeout_s=settings.verify_timeout_s,
+        token=settings.inference_token.get_secret_value() if settings.inference_token else None,
+    )
     url = settings.database_url.get_secret_value()
     try:
         async with database.pool(url, pool_size=settings.database_pool, application="deployer") as pool:
             store = Store(pool)
-            deployer = Deployer(store, probe, RouteBucket(bus, store.newest_document), bus, settings)
+            aside = Aside("deployer", pool)
+            deployer = Deployer(store, probe, RouteBucket(bus, store.newest_document), bus, settings, aside)
             subscribe(bus, deployer)
             await serve(
                 "deployer",
@@ -35,7 +43,9 @@ async def main() -> None:
                 pool=pool,
                 tasks=[
                     Periodic("verify", settings.tick_s, deployer.verify_due),
+                    Periodic("deadlines", settings.tick_s, deployer.end_overdue),
                     Periodic("sweep", settings.sweep_s, deployer.sweep),
+                    limits_of(pool, "deployer", verify_s=settings.verify_patience_s, trial_s=settings.trial_s),
                 ],
             )
     finally:

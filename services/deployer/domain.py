@@ -1,22 +1,20 @@
-"""Rules of the rollout: what a run counts for, what a window says, when to promote or to roll back. No I/O."""
+"""Rules of the rollout: what stands where, what a run counts for, what a window says. No I/O."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from statistics import fmean
 from typing import Any, Literal
 
-from services.deployer.sequential import Interval, interval
 from shared.events import GatewayHealth, ModelDeployed, ModelRolledBack
 from shared.routing import Plan, RouteDocument, assigned
 
-State = Literal["verifying", "canary", "promoted", "superseded", "rolled_back", "refused"]
-Reason = Literal["worse", "deadline", "broken endpoint", "operator"]
+State = Literal["verifying", "canary", "promoted", "superseded", "rolled_back", "refused", "held"]
 
 HEALTH_REQUESTS = 20
+FELL = ("rolled_back", "refused", "held")
 
 
 @dataclass(frozen=True)
@@ -26,6 +24,7 @@ class Deployment:
     policy: str
     version: str
     number: int
+    parent: str | None
     method: str
     artifact_sha256: str
     state: State
@@ -35,6 +34,7 @@ class Deployment:
     decision: int
     created_at: datetime
     effective_from: datetime | None
+    deadline_at: datetime | None
     decided_at: datetime | None
 
 
@@ -66,6 +66,14 @@ class Line:
         former = [d for d in self.deployments if d.state == "superseded" and d.decided_at]
         return max(former, key=lambda d: (d.decided_at, d.number), default=None)
 
+    def why_held(self, version: Deployment) -> str | None:
+        """Why a version is not tried: what it was trained from fell. None where nothing speaks against it."""
+        parent = self.get(version.parent) if version.parent else None
+        if parent is None or parent.state not in FELL:
+            return None
+        said = f" ({parent.reason})" if parent.reason else ""
+        return f"its parent {parent.version} was {parent.state.replace('_', ' ')}{said}"
+
 
 # What a window says ------------------------------------------------------------------------------
 
@@ -93,7 +101,7 @@ class Assignment:
 
 
 def assignment(run: RoutedRun, version: str, worst: float | None) -> Assignment:
-    """Invariant 9: every started run counts for the version it was assigned.
+    """Invariant 9: every started run that was answered at all counts for the version it was assigned.
 
     A run that another version answered even once, that has no reward of record, or that has neither end nor
     reward counts as ``worst``: the lowest reward of record among all runs of the policy in the window. Where
@@ -159,56 +167,7 @@ def pairs(plan: Plan) -> list[tuple[str, str]]:
     ]
 
 
-# Verdicts ----------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Promote:
-    evidence: Interval
-
-
-@dataclass(frozen=True)
-class Hold:
-    evidence: Interval
-
-
-@dataclass(frozen=True)
-class RollBack:
-    reason: Reason
-    evidence: Interval | None = None
-
-    @property
-    def quarantines(self) -> bool:
-        """Whether the version answers nothing from now on, rather than from the next window on."""
-        return self.reason != "deadline"
-
-
-Verdict = Promote | Hold | RollBack
-
-
-def decide(differences: Sequence[float], *, alpha: float, min_windows: int, deadline_windows: int) -> Verdict:
-    """Invariant 10, on the window differences since the canary began. It may be asked after every window.
-
-    Promote when the confidence sequence lies above zero, roll back when it lies below, or at the deadline.
-    Windows without runs of both versions are not among the differences: they count towards nothing.
-    """
-    found = interval(differences, alpha)
-    if found.n >= min_windows and found.lower > 0:
-        return Promote(found)
-    if found.upper < 0:
-        return RollBack("worse", found)
-    if found.n >= deadline_windows:
-        return RollBack("deadline", found)
-    return Hold(found)
-
-
-def summary(evidence: Interval | None, alpha: float) -> dict[str, Any]:
-    """Evidence as JSON; a bound that is not known yet is null."""
-    if evidence is None:
-        return {}
-    bounds = {"lower": evidence.lower, "upper": evidence.upper}
-    finite = {name: bound if math.isfinite(bound) else None for name, bound in bounds.items()}
-    return {"n": evidence.n, "mean": evidence.mean, **finite, "alpha": alpha}
+# Health ------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -247,7 +206,7 @@ class Tally:
 
 
 def announcement(row: Deployment) -> ModelDeployed | ModelRolledBack:
-    """The event of a decided deployment. A refused version ends as one that was rolled back: nobody waits for it."""
+    """The event of a decided deployment. What was refused or held ends as what was rolled back: nobody waits for it."""
     evidence = {name: value for name, value in row.evidence.items() if name != "health"}
     if row.state in ("promoted", "superseded"):
         return ModelDeployed(

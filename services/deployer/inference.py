@@ -12,10 +12,11 @@ from shared.errors import GiveUpError
 
 
 class InferenceProbe:
-    def __init__(self, url: str, artifacts: ArtifactStore, *, timeout_s: float) -> None:
+    def __init__(self, url: str, artifacts: ArtifactStore, *, timeout_s: float, token: str | None = None) -> None:
         self._url = f"{url.rstrip('/')}/chat/completions"
         self._artifacts = artifacts
-        self._client = httpx.AsyncClient(timeout=timeout_s, trust_env=False)
+        headers = {"authorization": f"Bearer {token}"} if token else {}
+        self._client = httpx.AsyncClient(timeout=timeout_s, trust_env=False, headers=headers)
 
     async def close(self) -> None:
         await self._client.aclose()

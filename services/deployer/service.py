@@ -1,21 +1,20 @@
-"""Use cases of the deployer: a version from trained to promoted, rolled back or refused."""
+"""Use cases of the deployer: a version from trained to promoted, rolled back, refused or held."""
 
 from __future__ import annotations
 
 import asyncio
-import secrets
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any, Protocol
 
-from prometheus_client import Counter
-
-from services.deployer import domain
-from services.deployer.domain import Deployment, Hold, Line, Promote, RollBack, Tally
-from services.deployer.planning import Shares, next_document
+from services.deployer import domain, verdict_domain
+from services.deployer.deciding import Deciding
+from services.deployer.domain import Deployment, Line, Tally
 from services.deployer.sequential import Interval
 from services.deployer.settings import DeployerSettings
 from services.deployer.store import Store
+from services.deployer.verdict_domain import Hold, Promote, RollBack
+from shared.aside import Aside
 from shared.database import Connection
 from shared.delivery import Ack, Disposition, Retry
 from shared.errors import GiveUpError
@@ -23,7 +22,7 @@ from shared.events import GatewayHealth, LoopEvent, ModelTrained, WindowResolved
 from shared.routing import plan_at
 from shared.telemetry import logger
 
-VERDICTS = Counter("ratchet_deployer_verdicts_total", "Verdicts on versions, by what was decided and why", ["verdict"])
+VERIFY_FACTOR = 2  # of verify_timeout_s: the files are hashed before the call
 
 
 @dataclass(frozen=True)
@@ -60,19 +59,26 @@ class Announcer(Protocol):
 
 class Deployer:
     def __init__(
-        self, store: Store, probe: Probe, routes: Routes, announcer: Announcer, settings: DeployerSettings
+        self,
+        store: Store,
+        probe: Probe,
+        routes: Routes,
+        announcer: Announcer,
+        settings: DeployerSettings,
+        aside: Aside | None = None,
     ) -> None:
         self._store = store
         self._probe = probe
         self._routes = routes
         self._announcer = announcer
         self._settings = settings
-        self._shares = Shares(settings.canary_share, settings.base_share, settings.anchor_share)
+        self._aside = aside or Aside("deployer")
+        self._deciding = Deciding(store, settings)
 
     # a new version ------------------------------------------------------------------------------
     async def trained(self, event: ModelTrained) -> Disposition:
         """The version waits for its verification in the table. Another undecided one goes first."""
-        if await self._store.put_verifying(event):
+        if await self._store.put_verifying(event, self._settings.verify_patience_s):
             return Ack()
         if await self._store.artifact_of(event.policy, event.version) is None:
             raise GiveUpError(f"{event.policy} {event.version} was announced and is no row of models")
@@ -80,12 +86,39 @@ class Deployer:
 
     async def verify_due(self) -> None:
         """Verify every version that waits, each at its own pace."""
-        for result in await asyncio.gather(*map(self._verify, await self._store.verifying()), return_exceptions=True):
+        alone = map(self._verify_alone, await self._store.verifying())
+        for result in await asyncio.gather(*alone, return_exceptions=True):
             if isinstance(result, BaseException):
                 raise result
 
+    async def _verify_alone(self, waiting: Deployment) -> None:
+        async with self._aside.row("verify version", f"{waiting.policy} {waiting.version}"):
+            await self._verify(waiting)
+
+    async def end_overdue(self) -> None:
+        """End each trial whose time is over, with what was lacking for a verdict; no event needs to come for that."""
+        await self._aside.each("end trial", await self._store.overdue(), str, self._look_at)
+
+    async def _look_at(self, policy: str) -> None:
+        async with self._store.policy(policy) as c:
+            decided = await self._judge(c, policy)
+        if decided:
+            await self._publish(policy)
+
+    async def _probed(self, sha256: str) -> Verified | Wrong | NotYet:
+        """What the endpoint says of an artifact; a probe that breaks or hangs is an endpoint that does not answer."""
+        limit_s = VERIFY_FACTOR * self._settings.verify_timeout_s
+        try:
+            async with asyncio.timeout(limit_s):
+                return await self._probe.verify(sha256)
+        except TimeoutError:
+            return NotYet(f"its verification took over {limit_s:g} s")
+        except Exception as error:
+            logger().exception("probe_failed", artifact=sha256)
+            return NotYet(f"its verification failed: {type(error).__name__}")
+
     async def _verify(self, waiting: Deployment) -> None:
-        outcome = await self._probe.verify(waiting.artifact_sha256)
+        outcome = await self._probed(waiting.artifact_sha256)
         if isinstance(outcome, NotYet):
             if not domain.patience_is_over(waiting, datetime.now(UTC), self._settings.verify_patience_s):
                 logger().debug(
@@ -100,28 +133,24 @@ class Deployer:
                 return
             match outcome:
                 case Wrong(reason):
-                    await self._refuse(c, line, present, reason)
+                    await self._deciding.refuse(c, line, present, reason)
                 case Verified():
                     await self._admit(c, line, present)
         await self._publish(waiting.policy)
 
-    async def _refuse(self, c: Connection, line: Line, version: Deployment, reason: str) -> None:
-        control = line.best.version if line.best else None
-        told = f"refused: {reason}"
-        await self._store.decide(c, version.policy, version.version, "refused", told, control=control)
-        await self._store.put_incident(c, version.policy, version.version, "refused", {"reason": reason})
-        self._log("refused", version, reason=reason)
-
     async def _admit(self, c: Connection, line: Line, version: Deployment) -> None:
-        """The first version answers at once; any later one is tried on its share from a coming window on."""
-        if line.best is not None:
-            await self._store.start_canary(c, version.policy, version.version, line.best.version)
-            await self._route(c, version.policy)
-            self._log("canary", version, control=line.best.version)
+        """The first version answers at once; any later one is tried on its share from a coming window on.
+
+        One whose parent fell meanwhile is held: what it learned from is not to be tried on anybody.
+        """
+        if why := line.why_held(version):
+            await self._deciding.hold(c, line, version, why)
+        elif line.best is not None:
+            await self._deciding.try_out(c, version, line.best.version)
         elif version.method == "base":
-            await self._promote(c, version.policy, version.version, "first version", {})
+            await self._deciding.promote(c, version.policy, version.version, "first version", {})
         else:
-            await self._refuse(c, line, version, "no version is promoted that it could be measured against")
+            await self._deciding.refuse(c, line, version, "no version is promoted that it could be measured against")
 
     # a window -----------------------------------------------------------------------------------
     async def resolved(self, event: WindowResolved) -> None:
@@ -151,20 +180,25 @@ class Deployer:
         if candidate is None:
             return False
         settings = self._settings
-        verdict = domain.decide(
+        over = candidate.deadline_at is not None and candidate.deadline_at <= datetime.now(UTC)
+        verdict = verdict_domain.decide(
             await self._store.differences(c, candidate),
             alpha=settings.alpha,
             min_windows=settings.min_windows,
             deadline_windows=settings.deadline_windows,
+            over=over,
         )
         match verdict:
             case Promote(found):
-                evidence = self._summary(found)
-                await self._promote(c, policy, candidate.version, "its reward is higher", evidence)
+                evidence = self._deciding.summary(found)
+                await self._deciding.promote(c, policy, candidate.version, "its reward is higher", evidence)
+            case RollBack("deadline", Interval(n=n)) if n < settings.deadline_windows:
+                detail = verdict_domain.lacking(await self._store.met(c, candidate), n)
+                await self._deciding.roll_back(c, candidate, verdict, detail=detail)
             case RollBack():
-                await self._roll_back(c, candidate, verdict)
+                await self._deciding.roll_back(c, candidate, verdict)
             case Hold(found):
-                await self._store.put_summary(c, policy, candidate.version, self._summary(found))
+                await self._store.put_summary(c, policy, candidate.version, self._deciding.summary(found))
                 return False
         return True
 
@@ -184,7 +218,7 @@ class Deployer:
                 await self._store.put_summary(c, report.policy, candidate.version, {"health": vars(kept)})
                 return
             await self._store.put_summary(c, report.policy, candidate.version, {"health": vars(tally)})
-            await self._roll_back(c, candidate, RollBack("broken endpoint"))
+            await self._deciding.roll_back(c, candidate, RollBack("broken endpoint"))
         await self._publish(report.policy)
 
     # an operator --------------------------------------------------------------------------------
@@ -199,7 +233,7 @@ class Deployer:
         async with self._store.policy(policy) as c:
             former = (await self._store.line(c, policy)).best
             if former is None or former.version != version:
-                await self._promote(c, policy, version, f"operator: {reason}" if reason else "operator", {})
+                await self._deciding.promote(c, policy, version, f"operator: {reason}" if reason else "operator", {})
         await self._publish(policy)
         return {"policy": policy, "version": version, "previous": former.version if former else None}
 
@@ -216,71 +250,9 @@ class Deployer:
             if back_to is None:
                 raise GiveUpError(f"{taken.version} is the first version of {policy}: there is none to go back to")
             if taken.state not in ("rolled_back", "refused"):
-                await self._roll_back(c, taken, RollBack("operator"), detail=reason)
+                await self._deciding.roll_back(c, taken, RollBack("operator"), detail=reason)
         await self._publish(policy)
         return {"policy": policy, "version": taken.version, "back_to": back_to.version}
-
-    # decisions, inside a transaction ------------------------------------------------------------
-    async def _promote(self, c: Connection, policy: str, version: str, reason: str, evidence: dict[str, Any]) -> None:
-        former = (await self._store.line(c, policy)).best
-        await self._store.supersede(c, policy)
-        control = former.version if former else None
-        await self._store.decide(c, policy, version, "promoted", reason, evidence=evidence, control=control)
-        await self._store.lift_quarantine(c, policy, version)
-        await self._store.measure_against(c, policy, version)
-        await self._route(c, policy)
-        VERDICTS.labels("promoted").inc()
-        logger().info("promoted", policy=policy, version=version, previous=control, reason=reason, **evidence)
-
-    async def _roll_back(
-        self, c: Connection, version: Deployment, verdict: RollBack, *, detail: str | None = None
-    ) -> None:
-        """Its runs go to the best version; if it was that itself, to the one promoted before it."""
-        policy, name = version.policy, version.version
-        line = await self._store.line(c, policy)
-        heir = line.previous if line.best and line.best.version == name else None
-        back_to = heir or line.best
-        told = f"{verdict.reason}: {detail}" if detail else verdict.reason
-        evidence = self._summary(verdict.evidence)
-        control = back_to.version if back_to else None
-        await self._store.decide(c, policy, name, "rolled_back", told, evidence=evidence, control=control)
-        if heir is not None:
-            why = f"rollback of {name}"
-            await self._store.decide(c, policy, heir.version, "promoted", why, control=name)
-            await self._store.measure_against(c, policy, heir.version)
-        if verdict.quarantines:
-            await self._store.quarantine(c, policy, name, told)
-        await self._store.put_incident(c, policy, name, "rolled_back", {"reason": told, **evidence})
-        await self._route(c, policy)
-        self._log(f"rolled back, {verdict.reason}", version, back_to=control, **evidence)
-
-    async def _route(self, c: Connection, policy: str) -> None:
-        """Write the next document where the line asks for another one."""
-        last = await self._store.newest_document(policy, c)
-        document = next_document(
-            last,
-            await self._store.line(c, policy),
-            shares=self._shares,
-            quarantined=await self._store.quarantined(c, policy),
-            inference_url=self._settings.inference_url,
-            now=datetime.now(UTC),
-            window_s=self._settings.window_s,
-            salt=last.salt if last else secrets.token_hex(8),
-        )
-        if document == last:
-            return
-        await self._store.put_document(c, document)
-        plan = document.plans[-1]
-        deadline = timedelta(seconds=self._settings.deadline_windows * self._settings.window_s)
-        shares = {arm.version: arm.share for arm in plan.arms}
-        await self._store.set_route(c, policy, shares, plan.effective_from, plan.effective_from + deadline)
-
-    def _summary(self, evidence: Interval | None) -> dict[str, Any]:
-        return domain.summary(evidence, self._settings.alpha)
-
-    def _log(self, verdict: str, version: Deployment, **more: Any) -> None:
-        VERDICTS.labels(verdict).inc()
-        logger().info("verdict", policy=version.policy, version=version.version, verdict=verdict, **more)
 
     # after a commit -----------------------------------------------------------------------------
     async def _publish(self, policy: str) -> None:
@@ -288,14 +260,19 @@ class Deployer:
         await self.announce_due()
 
     async def announce_due(self) -> None:
-        for row in await self._store.unannounced():
-            await self._announcer.announce(domain.announcement(row))
-            await self._store.set_announced(row)
+        rows = await self._store.unannounced()
+        await self._aside.each("announce verdict", rows, lambda row: f"{row.policy} {row.version}", self._announce)
+
+    async def _announce(self, row: Deployment) -> None:
+        await self._announcer.announce(domain.announcement(row))
+        await self._store.set_announced(row)
 
     async def sweep(self) -> None:
         """What a crash left behind: documents that no gateway has, or that name an old endpoint; silent verdicts."""
-        for policy in await self._store.routed_policies():
-            async with self._store.policy(policy) as c:
-                await self._route(c, policy)
-            await self._routes.publish(policy)
+        await self._aside.each("route policy", await self._store.routed_policies(), str, self._renew)
         await self.announce_due()
+
+    async def _renew(self, policy: str) -> None:
+        async with self._store.policy(policy) as c:
+            await self._deciding.route(c, policy)
+        await self._routes.publish(policy)

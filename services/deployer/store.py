@@ -1,19 +1,19 @@
-"""All of the deployer's SQL, one statement a method."""
+"""The deployer's SQL of versions and of the evidence about them, one statement a method; see route_store."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
-from datetime import datetime
 from typing import Any
 
 from services.deployer.domain import Assignment, Comparison, Deployment, Line, RoutedRun, State
-from shared.database import Connection, Pool, Record
+from services.deployer.route_store import RouteStore
+from services.deployer.verdict_domain import Met
+from shared.database import Connection, Record
 from shared.events import ModelTrained
-from shared.routing import RouteDocument
 
-_DEPLOYMENT = """select d.policy, d.version, m.number, m.method, m.artifact_sha256, d.state, d.control, d.reason,
-                        d.evidence, d.decision, d.created_at, d.effective_from, d.decided_at
+_DEPLOYMENT = """select d.policy, d.version, m.number, m.parent, m.method, m.artifact_sha256, d.state, d.control,
+                        d.reason, d.evidence, d.decision, d.created_at, d.effective_from, d.deadline_at, d.decided_at
                    from deployments d join models m using (policy, version)"""
 
 
@@ -21,10 +21,7 @@ def _deployment(row: Record) -> Deployment:
     return Deployment(**dict(row))
 
 
-class Store:
-    def __init__(self, pool: Pool) -> None:
-        self._pool = pool
-
+class Store(RouteStore):
     @asynccontextmanager
     async def policy(self, policy: str) -> AsyncIterator[Connection]:
         """A transaction that no other replica's for the same policy runs beside."""
@@ -33,14 +30,16 @@ class Store:
             yield connection
 
     # versions -----------------------------------------------------------------------------------
-    async def put_verifying(self, event: ModelTrained) -> bool:
+    async def put_verifying(self, event: ModelTrained, patience_s: float) -> bool:
         """Whether the version has a deployment now; one at a time may be undecided."""
         await self._pool.execute(
-            """insert into deployments (policy, version, state)
-               select policy, version, 'verifying' from models where policy = $1 and version = $2
+            """insert into deployments (policy, version, state, deadline_at)
+               select policy, version, 'verifying', now() + make_interval(secs => $3)
+                 from models where policy = $1 and version = $2
                on conflict do nothing""",
             event.policy,
             event.version,
+            patience_s,
         )
         return bool(
             await self._pool.fetchval(
@@ -61,6 +60,13 @@ class Store:
         rows = await self._pool.fetch(f"{_DEPLOYMENT} where d.state = 'verifying' order by d.created_at")
         return [_deployment(row) for row in rows]
 
+    async def overdue(self) -> list[str]:
+        """Policies whose candidate had its time."""
+        rows = await self._pool.fetch(
+            "select policy from deployments where state = 'canary' and deadline_at <= now() order by policy"
+        )
+        return [row["policy"] for row in rows]
+
     async def undecided(self, policy: str) -> Deployment | None:
         row = await self._pool.fetchrow(f"{_DEPLOYMENT} where d.policy = $1 and d.state = 'canary'", policy)
         return _deployment(row) if row else None
@@ -71,7 +77,8 @@ class Store:
 
     async def start_canary(self, c: Connection, policy: str, version: str, control: str) -> None:
         await c.execute(
-            "update deployments set state = 'canary', control = $3 where policy = $1 and version = $2",
+            """update deployments set state = 'canary', control = $3, deadline_at = null
+                where policy = $1 and version = $2""",
             policy,
             version,
             control,
@@ -105,26 +112,6 @@ class Store:
             reason,
             evidence or {},
             control,
-        )
-
-    async def set_route(
-        self, c: Connection, policy: str, shares: dict[str, float], starts_at: datetime, deadline_at: datetime
-    ) -> None:
-        """What the newest plan gives each version. ``deadline_at`` is the soonest: empty windows do not count."""
-        await c.execute(
-            """update deployments as d
-                  set share = coalesce(s.share, 0),
-                      effective_from = coalesce(d.effective_from,
-                                                case when s.share is not null then $4::timestamptz end),
-                      deadline_at = case when d.state = 'canary' then coalesce(d.deadline_at, $5) end
-                 from deployments as k
-                 left join unnest($2::text[], $3::float8[]) as s (version, share) on s.version = k.version
-                where d.policy = $1 and k.policy = d.policy and k.version = d.version""",
-            policy,
-            list(shares),
-            list(shares.values()),
-            starts_at,
-            deadline_at,
         )
 
     async def measure_against(self, c: Connection, policy: str, control: str) -> None:
@@ -169,51 +156,6 @@ class Store:
             row.decision,
         )
 
-    # routes -------------------------------------------------------------------------------------
-    async def routed_policies(self) -> list[str]:
-        return [row["policy"] for row in await self._pool.fetch("select distinct policy from routes order by policy")]
-
-    async def newest_document(self, policy: str, c: Connection | None = None) -> RouteDocument | None:
-        row = await (c or self._pool).fetchrow(
-            "select document from routes where policy = $1 order by revision desc limit 1", policy
-        )
-        return RouteDocument.model_validate(row["document"]) if row else None
-
-    async def document_at(self, c: Connection, policy: str, window_start: datetime) -> RouteDocument | None:
-        """The document that was in force when a window began, or the first one for windows before it."""
-        row = await c.fetchrow(
-            """select document from routes where policy = $1
-                order by effective_from <= $2 desc,
-                         case when effective_from <= $2 then revision else -revision end desc
-                limit 1""",
-            policy,
-            window_start,
-        )
-        return RouteDocument.model_validate(row["document"]) if row else None
-
-    async def put_document(self, c: Connection, document: RouteDocument) -> None:
-        await c.execute(
-            "insert into routes (policy, revision, effective_from, document) values ($1, $2, $3, $4)",
-            document.policy,
-            document.revision,
-            document.plans[-1].effective_from,
-            document.model_dump(mode="json"),
-        )
-
-    async def quarantined(self, c: Connection, policy: str) -> list[str]:
-        return [row["version"] for row in await c.fetch("select version from quarantines where policy = $1", policy)]
-
-    async def quarantine(self, c: Connection, policy: str, version: str, reason: str) -> None:
-        await c.execute(
-            "insert into quarantines (policy, version, reason) values ($1, $2, $3) on conflict do nothing",
-            policy,
-            version,
-            reason,
-        )
-
-    async def lift_quarantine(self, c: Connection, policy: str, version: str) -> None:
-        await c.execute("delete from quarantines where policy = $1 and version = $2", policy, version)
-
     # windows ------------------------------------------------------------------------------------
     async def policies_of_window(self, window_id: str) -> list[str]:
         rows = await self._pool.fetch(
@@ -224,15 +166,21 @@ class Store:
         return [row["policy"] for row in rows]
 
     async def runs(self, c: Connection, policy: str, window_id: str) -> list[RoutedRun]:
-        """The runs of a window that the gateway routed: started, in time, and acting with the policy's model."""
+        """The runs of a window that a version answered: started, in time, acting with the policy's model.
+
+        That they were answered is the gateway's word. A run that only names the model, or that says itself which
+        version answered, is evidence of none.
+        """
         rows = await c.fetch(
             """select t.agent_id, t.trajectory_id, t.scenario_id, t.status, r.reward,
                       array(select distinct l.model_version from llm_calls l
                              where l.agent_id = t.agent_id and l.trajectory_id = t.trajectory_id
-                               and l.recorded and l.model_version is not null) as answered_by
+                               and l.witnessed and l.recorded and l.model_version is not null) as answered_by
                  from trajectories t
                  left join rewards r using (agent_id, trajectory_id)
                 where t.window_id = $1 and t.policy = $2 and t.started and not t.late and t.model_name = t.policy
+                  and exists (select from llm_calls l
+                               where l.agent_id = t.agent_id and l.trajectory_id = t.trajectory_id and l.witnessed)
                 order by t.agent_id, t.trajectory_id""",
             window_id,
             policy,
@@ -304,3 +252,35 @@ class Store:
             candidate.effective_from,
         )
         return [row["difference"] for row in rows]
+
+    async def met(self, c: Connection, candidate: Deployment) -> Met:
+        """What the trial has met since it began, in windows that are settled."""
+        row = await c.fetchrow(
+            """with since as (
+                   select window_id from windows w
+                    where w.starts_at >= $4 and (
+                          exists (select from settlements s where s.window_id = w.window_id and s.state = 'settled')
+                          or exists (select from assignments a where a.window_id = w.window_id and a.policy = $1))
+               ), counted as (
+                   select a.window_id, a.scenario_id, a.version
+                     from assignments a join since using (window_id)
+                    where a.policy = $1 and a.version in ($2, $3)
+               )
+               select (select count(*) from since) as windows,
+                      (select count(*) from counted where version = $2) as runs,
+                      (select count(*) from counted where version = $3) as control_runs,
+                      (select count(*) from trajectories t join since using (window_id)
+                        where t.policy = $1 and t.started and not t.late
+                          and not exists (select from assignments a
+                                           where (a.agent_id, a.trajectory_id) = (t.agent_id, t.trajectory_id))
+                      ) as unrouted,
+                      (select count(*) from (
+                          select from counted group by window_id, scenario_id
+                          having bool_or(version = $2) and bool_or(version = $3)) met_by_both) as shared""",
+            candidate.policy,
+            candidate.version,
+            candidate.control,
+            candidate.effective_from,
+        )
+        assert row is not None
+        return Met(**row)

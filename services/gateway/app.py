@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from services.gateway.backlog import opened
 from services.gateway.handlers import application
 from services.gateway.health import Health
+from services.gateway.keys import KeyTable
 from services.gateway.recording import Records
 from services.gateway.routes import RouteTable
 from services.gateway.service import Gateway
@@ -20,11 +22,14 @@ async def main() -> None:
     configure_logging("gateway", settings.log_level)
     bus = Bus(settings.nats_url, name="gateway")
     routes, health = RouteTable(bus), Health(bus)
-    records = Records(bus, wait_s=settings.record_wait_s, backlog=settings.record_backlog)
+    keys = KeyTable(bus, name=health.name)
+    spool = opened(settings.gateway_spool_dir, settings.gateway_spool_bytes)
+    records = Records(bus, spool, wait_s=settings.record_wait_s, memory_bytes=settings.record_backlog_bytes)
     targets = HttpTargets(
         timeout_s=settings.request_timeout_s,
         connect_timeout_s=settings.connect_timeout_s,
         connections=settings.target_connections,
+        token=settings.inference_token.get_secret_value() if settings.inference_token else None,
     )
     gateway = Gateway(routes, targets, records, health, window_s=settings.window_s)
 
@@ -32,8 +37,8 @@ async def main() -> None:
         await gateway.settled()
         await records.flush()
         await health.report()
+        await keys.report()
 
-    secret = settings.gateway_secret.get_secret_value()
     try:
         await serve(
             "gateway",
@@ -41,15 +46,20 @@ async def main() -> None:
             bus,
             tasks=[
                 Periodic("routes", 0.5, routes.follow),
+                Periodic("keys", 0.2, keys.follow),
+                Periodic("key_use", settings.health_s, keys.report),
                 Periodic("records", 0.2, records.drain),
                 Periodic("health", settings.health_s, health.report),
             ],
-            checks=[routes.ready],
-            http=application(gateway, secret=secret, body_limit_bytes=settings.body_limit_bytes),
+            checks=[routes.ready, keys.ready],
+            http=application(
+                gateway, keys, body_limit_bytes=settings.body_limit_bytes, body_timeout_s=settings.body_timeout_s
+            ),
             on_stop=[finish],
         )
     finally:
         await targets.close()
+        records.close()
 
 
 def run() -> None:

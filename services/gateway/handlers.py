@@ -2,62 +2,89 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Protocol
 
-from pydantic import TypeAdapter, ValidationError
 from pydantic_core import from_json
-from ratchet_sdk.events import AgentId
 from starlette.applications import Starlette
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from services.gateway.domain import Asked, checked, run_of_headers, started_of_headers
+from services.gateway.keys import Lease
+from services.gateway.keys_domain import Denied, Limited
 from services.gateway.service import Gateway, Refused, Streamed, Unanswered, Unknown, Whole
-from shared.credentials import agent_of_key
 from shared.errors import GiveUpError
 
-_agent_id: TypeAdapter[str] = TypeAdapter(AgentId)
+CLOSE = {"Connection": "close"}  # what is left of the body is not waited for
 
 
-def application(gateway: Gateway, *, secret: str, body_limit_bytes: int) -> Starlette:
-    """``POST /v1/chat/completions`` and ``GET /v1/models``, for agents that hold a key made with ``secret``."""
+class Keys(Protocol):
+    def admit(self, shown: str) -> Lease | Denied | Limited: ...
 
-    async def chat(request: Request) -> Response:
-        agent_id = _agent(secret, request)
-        if agent_id is None:
-            return _unauthorized()
-        content = await _content(request, body_limit_bytes)
-        if content is None:
-            return _error(413, f"the body is over {body_limit_bytes} bytes", "request_too_large")
+
+def application(gateway: Gateway, keys: Keys, *, body_limit_bytes: int, body_timeout_s: float) -> Starlette:
+    """``POST /v1/chat/completions`` and ``GET /v1/models``, for agents that hold a key."""
+
+    async def chat(request: Request, lease: Lease) -> Response:
         try:
-            asked = _asked(agent_id, content, request)
+            async with asyncio.timeout(body_timeout_s):
+                content = await _content(request, body_limit_bytes)
+        except TimeoutError:
+            return _error(408, f"the body was not here within {body_timeout_s:g} s", "request_timeout", CLOSE)
+        except ClientDisconnect:
+            return Response(status_code=499)  # nobody hears it
+        if content is None:
+            return _error(413, f"the body is over {body_limit_bytes} bytes", "request_too_large", CLOSE)
+        try:
+            asked = _asked(lease.key.agent_id, content, request)
         except GiveUpError as error:
             return _error(400, str(error), "invalid_request")
-        outcome = await (gateway.stream(asked) if asked.streams else gateway.complete(asked))
-        return _response(outcome)
+        if not lease.may_ask(asked.policy):
+            may = ", ".join(lease.key.policies or []) or "none"
+            return _error(403, f"the key is not for policy {asked.policy}; it is for {may}", "policy_not_allowed")
+        return _response(await (gateway.stream if asked.streams else gateway.complete)(asked, lease))
 
-    async def models(request: Request) -> Response:
-        if _agent(secret, request) is None:
-            return _unauthorized()
-        data = [{"id": name, "object": "model", "created": 0, "owned_by": "ratchet"} for name in gateway.policies()]
+    async def models(_: Request, lease: Lease) -> Response:
+        names = [name for name in gateway.policies() if lease.may_ask(name)]
+        data = [{"id": name, "object": "model", "created": 0, "owned_by": "ratchet"} for name in names]
         return JSONResponse({"object": "list", "data": data})
 
     return Starlette(
-        routes=[Route("/v1/chat/completions", chat, methods=["POST"]), Route("/v1/models", models, methods=["GET"])]
+        routes=[
+            Route("/v1/chat/completions", _opened(keys, chat), methods=["POST"]),
+            Route("/v1/models", _opened(keys, models), methods=["GET"]),
+        ]
     )
 
 
-def _agent(secret: str, request: Request) -> str | None:
-    scheme, _, key = request.headers.get("authorization", "").partition(" ")
-    agent_id = agent_of_key(secret, key.strip()) if scheme.lower() == "bearer" else None
-    if agent_id is None:
-        return None
-    try:
-        return _agent_id.validate_python(agent_id)
-    except ValidationError:
-        return None
+class _Opened:
+    """An endpoint behind a key. The lease lasts until the answer has gone out, or its client has left."""
+
+    def __init__(self, keys: Keys, answer: Any) -> None:
+        self._keys = keys
+        self._answer = answer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope, receive)
+        scheme, _, shown = request.headers.get("authorization", "").partition(" ")
+        admitted = self._keys.admit(shown.strip() if scheme.lower() == "bearer" else "")
+        match admitted:
+            case Denied(reason):
+                await _unauthorized(reason)(scope, receive, send)
+            case Limited():
+                await _limited(admitted)(scope, receive, send)
+            case Lease():
+                with admitted:
+                    response = await self._answer(request, admitted)
+                    await response(scope, receive, send)
+
+
+def _opened(keys: Keys, answer: Any) -> ASGIApp:
+    return _Opened(keys, answer)
 
 
 async def _content(request: Request, limit: int) -> bytes | None:
@@ -97,12 +124,19 @@ def _response(outcome: Whole | Streamed | Refused | Unanswered | Unknown) -> Res
             return _error(502, f"neither {version} nor the best version answered", "upstream_failed")
 
 
-def _unauthorized() -> Response:
-    message = "the key is not an agent's; pass agent_key(secret, agent_id) as the client's api_key"
-    return _error(401, message, "invalid_api_key")
+def _unauthorized(why: str) -> Response:
+    message = f"the key {why}; pass what `ratchet agents key NAME` printed as the client's api_key"
+    return _error(401, message, "invalid_api_key", {"WWW-Authenticate": "Bearer"})
 
 
-def _error(status: int, message: str, code: str) -> Response:
+def _limited(limited: Limited) -> Response:
+    message = f"the key's {limited.limit} of {limited.allowed} is used up; try again in {limited.retry_after_s} s"
+    return _error(429, message, "rate_limit_exceeded", {"Retry-After": str(limited.retry_after_s)}, limited.limit)
+
+
+def _error(
+    status: int, message: str, code: str, headers: dict[str, str] | None = None, param: str | None = None
+) -> Response:
     kind = "server_error" if status >= 500 else "invalid_request_error"
-    error: dict[str, Any] = {"message": message, "type": kind, "param": None, "code": code}
-    return JSONResponse({"error": error}, status)
+    error: dict[str, Any] = {"message": message, "type": kind, "param": param, "code": code}
+    return JSONResponse({"error": error}, status, headers)

@@ -16,18 +16,22 @@ from shared.events import GatewayHealth
 
 @dataclass
 class Tally:
-    """``failures``: nobody answered, or the reply broke off. ``fallbacks``: the best version answered instead."""
+    """``failures``: nobody answered, or the reply broke off. ``fallbacks``: the best version answered instead.
+
+    ``unrecorded``: calls that named no run.
+    """
 
     requests: int = 0
     failures: int = 0
     fallbacks: int = 0
+    unrecorded: int = 0
     latency_ms_sum: float = 0.0
 
 
 class Health:
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
-        self._name = f"{socket.gethostname()}:{os.getpid()}"
+        self.name = f"{socket.gethostname()}:{os.getpid()}"
         self._tallies: dict[tuple[str, str, str], Tally] = {}
 
     def of(self, policy: str, version: str, role: str) -> Tally:
@@ -40,12 +44,13 @@ class Health:
         now = datetime.now(UTC)
         for (policy, version, role), tally in sorted(self._tallies.items(), key=lambda item: item[0][2] == "candidate"):
             health = GatewayHealth(
-                gateway=self._name,
+                gateway=self.name,
                 policy=policy,
                 version=version,
                 requests=tally.requests,
                 failures=tally.failures,
                 fallbacks=tally.fallbacks,
+                unrecorded=tally.unrecorded,
                 latency_ms_sum=tally.latency_ms_sum,
                 at=now,
             )

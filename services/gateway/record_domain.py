@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -27,7 +28,9 @@ def bared(asked: Asked, choice: dict[str, Any]) -> dict[str, Any]:
 def for_client(asked: Asked, reply: dict[str, Any], call_id: str, version: str) -> dict[str, Any]:
     """The reply, or a chunk of one, as the client sees it: our call id, the version's name, nothing unasked."""
     seen = {**reply, "id": call_id, "model": version}
-    seen["choices"] = [bared(asked, choice) for choice in reply.get("choices") or []]
+    seen["choices"] = [
+        bared(asked, choice) if isinstance(choice, dict) else choice for choice in reply.get("choices") or []
+    ]
     if not asked.body.get("return_token_ids"):
         seen.pop("prompt_token_ids", None)
     return seen
@@ -111,3 +114,21 @@ def _usable(fields: dict[str, Any]) -> LlmCall:
             if fields.pop(str(error.errors()[0]["loc"][0]), None) is None:
                 raise
             left_out.append(reason(error))
+
+
+def lighter(event: LlmCallMade) -> Iterator[LlmCallMade]:
+    """The event with ever less in it, for where it is too large: what was said stays longest. ``left_out`` names it.
+
+    Without its logprobs or ids a call is no sample to train on exactly; without the reply it only refers to itself.
+    """
+    call = event.call
+    for name in ("logprobs", "token_ids", "prompt_token_ids", "reply"):
+        response, left_out = call.response, [*(call.model_extra or {}).get("left_out", []), f"{name}: too large"]
+        if name == "prompt_token_ids":
+            changed: dict[str, Any] = {name: None}
+        elif name == "reply":
+            changed = {"response": None}
+        else:
+            changed = {"response": response and {field: value for field, value in response.items() if field != name}}
+        call = call.model_copy(update={**changed, "left_out": left_out})
+        yield event.model_copy(update={"call": call})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Generic, Protocol, TypeVar
@@ -19,6 +19,7 @@ from ratchet_sdk.events import LlmCallMade, uuid7
 from services.gateway.assembly import reply_of
 from services.gateway.domain import Asked, Route, route, upstream_body
 from services.gateway.health import Tally
+from services.gateway.keys_domain import tokens_of
 from services.gateway.prefixes import Prefixes
 from services.gateway.record_domain import Answered, for_client, recorded
 from shared.errors import RatchetError, reason
@@ -26,6 +27,7 @@ from shared.routing import RouteDocument, Target
 from shared.telemetry import logger
 
 REQUESTS = Counter("ratchet_gateway_requests_total", "Calls, by their version's role and outcome", ["role", "outcome"])
+UNRECORDED = Counter("ratchet_gateway_unrecorded_total", "Answered calls that named no run", ["policy"])
 SECONDS = Histogram(
     "ratchet_gateway_request_seconds",
     "Seconds from a call's arrival to its recorded reply",
@@ -106,6 +108,14 @@ class Records(Protocol):
     async def put(self, agent_id: str, event: LlmCallMade) -> None: ...
 
 
+class Meter(Protocol):
+    """The client's key, as far as what it uses is counted."""
+
+    def spend(self, tokens: int) -> None: ...
+
+    def unrecorded(self) -> bool: ...
+
+
 class Tallies(Protocol):
     def of(self, policy: str, version: str, role: str) -> Tally: ...
 
@@ -146,23 +156,35 @@ class Gateway:
     def policies(self) -> list[str]:
         return self._routes.policies()
 
-    async def complete(self, asked: Asked) -> Whole | Refused | Unanswered | Unknown:
+    async def complete(self, asked: Asked, meter: Meter) -> Whole | Refused | Unanswered | Unknown:
         """A whole reply; its record has been acknowledged, or waits to be."""
         taken = await self._taken(asked, self._targets.ask)
         if not isinstance(taken, _Taken):
             return taken
         answered = taken.answered(taken.got.reply)
+        meter.spend(tokens_of(answered.reply, taken.sent))
+        self._look_for_run(asked, meter)
         await self._record(asked, answered)
         self._count(asked, answered)
         seen = for_client(asked, answered.reply, answered.call_id, answered.version)
         return Whole(_json(seen), taken.headers)
 
-    async def stream(self, asked: Asked) -> Streamed | Refused | Unanswered | Unknown:
+    async def stream(self, asked: Asked, meter: Meter) -> Streamed | Refused | Unanswered | Unknown:
         """A reply as server-sent events; its record comes before ``[DONE]``."""
         taken = await self._taken(asked, self._targets.open)
         if not isinstance(taken, _Taken):
             return taken
-        return Streamed(self._events(asked, taken), taken.headers)
+        self._look_for_run(asked, meter)
+        return Streamed(self._events(asked, taken, meter), taken.headers)
+
+    def _look_for_run(self, asked: Asked, meter: Meter) -> None:
+        """A call that names no run is answered and not recorded: that is said once a day for each key."""
+        if asked.run is not None:
+            return
+        UNRECORDED.labels(asked.policy).inc()
+        if meter.unrecorded():
+            action = "send X-Ratchet-Trajectory, as the SDK's wrap_openai does"
+            logger().warning("call_not_recorded", agent=asked.agent_id, policy=asked.policy, action=action)
 
     async def _taken(
         self, asked: Asked, ask: Callable[[Target, dict[str, Any]], Awaitable[Got | Refused | Broken]]
@@ -187,7 +209,7 @@ class Gateway:
         self._count_failure(asked, chosen)
         return Unanswered(chosen.assigned)
 
-    async def _events(self, asked: Asked, taken: _Taken[Opened]) -> AsyncIterator[bytes]:
+    async def _events(self, asked: Asked, taken: _Taken[Opened], meter: Meter) -> AsyncIterator[bytes]:
         streamed = StreamedReply()
         wants_usage = bool((asked.body.get("stream_options") or {}).get("include_usage"))
         settled = broken_off = False
@@ -197,7 +219,7 @@ class Gateway:
                 if chunk.get("choices") or wants_usage:
                     yield _event(for_client(asked, chunk, taken.call_id, taken.version))
             answered, settled = taken.answered(reply_of(streamed), incomplete=not streamed.finished), True
-            await self._record(asked, answered)
+            await asyncio.shield(self._soon(self._record(asked, answered)))  # the client may leave meanwhile
             self._count(asked, answered)
             yield b"data: [DONE]\n\n"
         except BrokenOffError as error:
@@ -207,14 +229,17 @@ class Gateway:
             message = "the model's server broke off; what came is not the whole reply"
             yield _event({"error": {"message": message, "type": "server_error", "param": None, "code": "broken_off"}})
         finally:
+            if streamed.begun:
+                meter.spend(tokens_of(reply_of(streamed), taken.sent))
             if not settled and streamed.begun:  # broken off, or the client left: it acted on what it had
                 record = taken.answered(reply_of(streamed), incomplete=True, broken_off=broken_off)
                 self._soon(self._record(asked, record))
 
-    def _soon(self, work: Any) -> None:
+    def _soon(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
         self._later.add(task)
         task.add_done_callback(self._later.discard)
+        return task
 
     async def settled(self) -> None:
         """Until the records of streams that ended early are on their way."""
@@ -239,6 +264,7 @@ class Gateway:
         chosen = answered.route
         tally = self._tallies.of(asked.policy, chosen.assigned, chosen.role)
         tally.requests += 1
+        tally.unrecorded += asked.run is None
         tally.fallbacks += answered.fallback
         tally.latency_ms_sum += answered.latency_ms
         REQUESTS.labels(chosen.role, "fallback" if answered.fallback else "answered").inc()

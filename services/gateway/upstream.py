@@ -19,11 +19,14 @@ HEADERS = {"content-type": "application/json"}
 
 
 class HttpTargets:
-    def __init__(self, *, timeout_s: float, connect_timeout_s: float, connections: int) -> None:
+    def __init__(
+        self, *, timeout_s: float, connect_timeout_s: float, connections: int, token: str | None = None
+    ) -> None:
         self._timeout_s = timeout_s
         self._client = httpx.AsyncClient(
             timeout=httpx.Timeout(timeout_s, connect=connect_timeout_s),
             limits=httpx.Limits(max_connections=connections, max_keepalive_connections=connections),
+            headers={"authorization": f"Bearer {token}"} if token else {},
             trust_env=False,  # targets are named in the route document; a proxy from the environment is not
         )
 

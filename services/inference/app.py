@@ -33,6 +33,8 @@ def inference(settings: InferenceSettings) -> Inference:
         max_loaded=settings.max_loaded,
         batch_max=settings.batch_max,
         batch_wait_s=settings.batch_wait_ms / 1000,
+        answer_s=settings.answer_timeout_s,
+        waiting_max=settings.waiting_max,
     )
 
 
@@ -44,13 +46,14 @@ async def main() -> None:
 
     torch.set_num_threads(settings.torch_threads)
     service = inference(settings)
+    api = application(
+        service,
+        max_body_bytes=settings.max_body_bytes,
+        body_timeout_s=settings.body_timeout_s,
+        token=settings.inference_token.get_secret_value() if settings.inference_token else None,
+    )
     try:
-        await serve(
-            "inference",
-            settings,
-            Bus(settings.nats_url, name="inference"),
-            http=application(service, max_body_bytes=settings.max_body_bytes),
-        )
+        await serve("inference", settings, Bus(settings.nats_url, name="inference"), http=api)
     finally:
         await service.close()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Protocol
 
 from prometheus_client import Histogram
@@ -36,9 +37,9 @@ class Batcher:
         self._worker = asyncio.create_task(self._work())
 
     def submit(self, ask: Ask) -> asyncio.Future[Answer]:
-        """The answer to come. Not to be called once closed."""
+        """The answer to come; who cancels it frees its place in the batch. Not to be called once closed."""
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        self._queue.put_nowait((ask, future))
+        self._queue.put_nowait((replace(ask, wanted=lambda: not future.cancelled()), future))
         return future
 
     def close(self) -> asyncio.Task[None]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
+
+from pydantic_core import from_json
 
 FinishReason = Literal["stop", "length"]
 
@@ -15,22 +17,43 @@ TOOL_CALL = re.compile(r"<tool_call>\s*(\{.*?\})\s*</tool_call>", re.DOTALL)
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a reply is drawn. Temperature 0 is greedy; ``max_tokens`` None means the server's default."""
+    """How a reply is drawn, in vLLM's names and with its meaning.
+
+    Temperature 0 is greedy; ``max_tokens`` None means the server's default; ``top_k`` 0 keeps all tokens.
+    """
 
     temperature: float = 1.0
     top_p: float = 1.0
     seed: int | None = None
     max_tokens: int | None = None
     stop: tuple[str, ...] = ()
+    stop_token_ids: frozenset[int] = frozenset()
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+
+    @property
+    def penalises(self) -> bool:
+        return (self.repetition_penalty, self.presence_penalty, self.frequency_penalty) != (1.0, 0.0, 0.0)
+
+
+def _always() -> bool:
+    return True
 
 
 @dataclass(frozen=True)
 class Ask:
-    """One request: OpenAI chat messages, the tools they may call, and how to sample."""
+    """One request: OpenAI chat messages, the tools they may call, and how to sample.
+
+    ``wanted`` is asked between tokens: False as soon as nobody waits for the reply.
+    """
 
     messages: list[dict[str, Any]]
     tools: list[dict[str, Any]] | None = None
     sampling: Sampling = Sampling()
+    wanted: Callable[[], bool] = field(default=_always, compare=False)
 
 
 @dataclass(frozen=True)
@@ -38,8 +61,10 @@ class Reply:
     """One answer with everything exact training needs.
 
     ``logprobs[i]`` is the natural log of the probability that ``token_ids[i]`` had in the distribution it was
-    drawn from, after temperature and top_p; a greedy draw therefore has 0. The token that ended the reply is
-    among them. ``text`` is what a reader gets: without special tokens, cut before a stop string.
+    drawn from: of logits over temperature where nothing else is asked for, and after penalties, min_p, top_k and
+    top_p, renormalised, where they are (vLLM's ``processed_logprobs``; its default, ``raw_logprobs``, is at
+    temperature 1 whatever was sampled). A greedy draw therefore has 0. The token that ended the reply is among
+    them. ``text`` is what a reader gets: without special tokens, cut before a stop string.
     """
 
     prompt_token_ids: list[int]
@@ -98,7 +123,7 @@ def split_tool_calls(text: str) -> tuple[str, list[dict[str, str]]]:
 
     def take(match: re.Match[str]) -> str:
         try:
-            call = json.loads(match[1])
+            call = from_json(match[1], allow_inf_nan=False)
         except ValueError:
             return match[0]
         if not isinstance(call, dict) or not isinstance(call.get("name"), str):

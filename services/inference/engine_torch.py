@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from services.inference.domain import Answer, Ask, FinishReason, Refused, Reply, cut_at_stop, passes, reply_room
+from shared.chat import for_template
 from shared.errors import GiveUpError
 
 if TYPE_CHECKING:
@@ -50,8 +51,8 @@ class TorchModel:
                 model, report = AutoModelForCausalLM.from_pretrained(
                     directory, local_files_only=True, dtype=torch.float32, output_loading_info=True
                 )
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
-            raise GiveUpError(f"the checkpoint cannot be loaded: {error}") from error
+        except Exception as error:  # files of any making: whatever they break, the others are served on
+            raise GiveUpError(f"the checkpoint cannot be loaded: {type(error).__name__}: {error}"[:500]) from error
         if missing := sorted(report["missing_keys"]):
             raise GiveUpError(f"the checkpoint lacks weights, {missing[0]} among {len(missing)}; they would be random")
         if not self.tokenizer.chat_template:
@@ -66,9 +67,10 @@ class TorchModel:
         """Token ids of the chat as the model's own template renders it.
 
         Control tokens in messages are encoded as plain text: a message cannot close its turn and open another's.
+        Raises GiveUpError for messages that the template would not show whole.
         """
         ids: list[int] = self.tokenizer.apply_chat_template(
-            ask.messages,
+            for_template(self.tokenizer, ask.messages, ask.tools),
             tools=ask.tools,
             add_generation_prompt=True,
             return_dict=False,
@@ -85,12 +87,12 @@ class TorchModel:
         return [self._reply(row) if isinstance(row, _Row) else row for row in found]
 
     def _row(self, ask: Ask) -> _Row | Refused:
-        from jinja2 import TemplateError
-
         try:
             prompt = self.prompt_of(ask)
-        except (TemplateError, TypeError, ValueError, KeyError) as error:
-            return Refused(f"the model's chat template refuses these messages: {error}", "invalid_messages")
+        except GiveUpError as error:
+            return Refused(str(error), "invalid_messages")
+        except Exception as error:  # a template is a program of the model's maker: it may fail in any way
+            return Refused(f"the model's chat template refuses these messages: {error}"[:300], "invalid_messages")
         room = reply_room(len(prompt), ask.sampling.max_tokens or self.max_tokens, self.context_length)
         if room < 1:
             return Refused(
@@ -104,7 +106,7 @@ class TorchModel:
     def _generate(self, rows: list[_Row]) -> None:
         import torch
 
-        from services.inference.sampling import distribution, draw
+        from services.inference.sampling import draw
 
         with torch.inference_mode():
             longest = max(len(row.prompt) for row in rows)
@@ -124,9 +126,7 @@ class TorchModel:
                 )
                 self.forward_passes += 1
                 cache = out.past_key_values
-                temperature = self._tensor([row.ask.sampling.temperature for row in rows])
-                top_p = self._tensor([row.ask.sampling.top_p for row in rows])
-                logprobs = distribution(out.logits[:, -1].float(), temperature, top_p)
+                logprobs = self._distribution(rows, out.logits[:, -1].float())
                 chosen = draw(logprobs, torch.tensor([row.random.random() for row in rows], device=self.device))
                 drawn = logprobs.gather(-1, chosen[:, None])[:, 0].tolist()
                 for row, token, logprob in zip(rows, chosen.tolist(), drawn, strict=True):
@@ -141,19 +141,48 @@ class TorchModel:
                 ids, positions = chosen[:, None], positions[:, -1:] + 1
                 mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=-1)
 
+    def _distribution(self, rows: Sequence[_Row], logits: torch.Tensor) -> torch.Tensor:
+        """Log probabilities (rows, vocabulary) of the next token of each row, as its request asks for them."""
+        from services.inference.sampling import distribution, penalised
+
+        asked = [row.ask.sampling for row in rows]
+        for index, (row, sampling) in enumerate(zip(rows, asked, strict=True)):
+            if sampling.penalises:
+                logits[index] = penalised(
+                    logits[index],
+                    self._tensor(row.prompt),
+                    self._tensor(row.token_ids).long(),
+                    repetition=sampling.repetition_penalty,
+                    presence=sampling.presence_penalty,
+                    frequency=sampling.frequency_penalty,
+                )
+        temperature, top_p, min_p = (
+            self._tensor([float(getattr(sampling, name)) for sampling in asked])
+            for name in ("temperature", "top_p", "min_p")
+        )
+        return distribution(logits, temperature, top_p, self._tensor([sampling.top_k for sampling in asked]), min_p)
+
     def _append(self, row: _Row, token: int, logprob: float) -> None:
         if not -1e30 < logprob <= 1e-3:  # not a number: the weights are broken
             row.broken, row.finished = True, "stop"
             return
         row.token_ids.append(token)
         row.logprobs.append(min(logprob, 0.0))
-        if token in self.ends or (row.ask.sampling.stop and cut_at_stop(self._text(row), row.ask.sampling.stop)[1]):
+        if token in self.ends or token in row.ask.sampling.stop_token_ids or self._says_stop(row):
             row.finished = "stop"
-        elif len(row.token_ids) >= row.room:
+        elif len(row.token_ids) >= row.room or not row.ask.wanted():
             row.finished = "length"
 
-    def _text(self, row: _Row) -> str:
-        text: str = self.tokenizer.decode(row.token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    def _says_stop(self, row: _Row) -> bool:
+        """Whether a stop string is in the reply; the tail that can hold a new one is looked at first."""
+        stops = row.ask.sampling.stop
+        if not stops:
+            return False
+        tail = 8 + max(len(stop.encode()) for stop in stops)
+        return all(cut_at_stop(self._text(ids), stops)[1] for ids in (row.token_ids[-tail:], row.token_ids))
+
+    def _text(self, ids: Sequence[int]) -> str:
+        text: str = self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return text
 
     def _reply(self, row: _Row) -> Answer:
@@ -164,7 +193,7 @@ class TorchModel:
             token_ids=row.token_ids,
             logprobs=row.logprobs,
             token_texts=[self.tokenizer.decode([token]) for token in row.token_ids],
-            text=cut_at_stop(self._text(row), row.ask.sampling.stop)[0],
+            text=cut_at_stop(self._text(row.token_ids), row.ask.sampling.stop)[0],
             finish_reason=row.finished or "length",
             calls_tools=self.calls_tools,
         )

@@ -12,6 +12,7 @@ from prometheus_client import Counter, Gauge
 from services.inference.batcher import Batcher, GenerativeModel
 from services.inference.domain import Answer, Ask
 from shared.artifacts import ArtifactStore
+from shared.errors import RetryLaterError
 from shared.telemetry import logger
 
 LOADED = Gauge("ratchet_inference_loaded_models", "Checkpoints in memory")
@@ -29,12 +30,17 @@ class Inference:
         max_loaded: int,
         batch_max: int,
         batch_wait_s: float,
+        answer_s: float = 300.0,
+        waiting_max: int = 1024,
     ) -> None:
         self._store = store
         self._load = load
         self._max_loaded = max_loaded
         self._batch_max = batch_max
         self._batch_wait_s = batch_wait_s
+        self._answer_s = answer_s
+        self._waiting_max = waiting_max
+        self._waiting = 0
         self._loading: dict[str, asyncio.Task[Batcher]] = {}
         self._loaded: OrderedDict[str, Batcher] = OrderedDict()
         self._leaving: set[asyncio.Task[None]] = set()
@@ -44,7 +50,21 @@ class Inference:
         return list(self._loaded)
 
     async def answer(self, sha256: str, ask: Ask) -> Answer:
-        """Ask a checkpoint. Raises GiveUpError where the store has no such, intact artifact."""
+        """Ask a checkpoint.
+
+        Raises GiveUpError where the store has no such, intact artifact, RetryLaterError where too many wait already,
+        and TimeoutError where the answer takes too long. Who is cancelled leaves the batch.
+        """
+        if self._waiting >= self._waiting_max:
+            raise RetryLaterError(f"{self._waiting} requests wait already, as many as may; ask again in a moment")
+        self._waiting += 1
+        try:
+            async with asyncio.timeout(self._answer_s):
+                return await self._answer(sha256, ask)
+        finally:
+            self._waiting -= 1
+
+    async def _answer(self, sha256: str, ask: Ask) -> Answer:
         while (batcher := self._loaded.get(sha256)) is None or batcher.closed:
             await self._ensure(sha256)
         self._loaded.move_to_end(sha256)

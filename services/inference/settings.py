@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 
 from shared.settings import Settings
 
@@ -14,5 +14,11 @@ class InferenceSettings(Settings):
     batch_tokens: int = Field(131_072, ge=1, description="padded prompt tokens in one forward pass at most")
     default_max_tokens: int = Field(512, ge=1, description="reply length where the request names none")
     max_body_bytes: int = Field(8 * 1024 * 1024, ge=1024, description="larger requests are refused")
+    body_timeout_s: float = Field(30.0, gt=0, description="longest time in which a request must arrive whole")
+    answer_timeout_s: float = Field(300.0, gt=0, description="longest time from a request to its reply")
+    waiting_max: int = Field(1024, ge=1, description="requests that wait at once; more are told to come back")
+    inference_token: SecretStr | None = Field(
+        None, description="who asks inference must send it; gateway and deployer need it too"
+    )
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto takes a GPU where there is one")
     torch_threads: int = Field(1, ge=1, description="threads of one tensor operation on the CPU")

@@ -1,79 +1,14 @@
-"""The OpenAI chat API as JSON: what a request may hold, and what a reply, a chunk and an error look like.
-
-Beyond OpenAI's own: ``return_token_ids`` and ``return_tokens_as_token_ids``, by vLLM's names and with its meaning.
-"""
+"""The OpenAI chat API as JSON: what a reply, a chunk and an error look like. What a request may hold: ``asking``."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
-
-from services.inference.domain import Ask, Reply, Sampling, split_tool_calls
+from services.inference.asking import ChatRequest
+from services.inference.domain import Reply, split_tool_calls
 
 STREAMED_TOKENS = 8
-
-
-class ChatMessage(BaseModel):
-    """One message; text parts become one text, other kinds of content are refused."""
-
-    model_config = ConfigDict(extra="allow")
-
-    role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | None = None
-    tool_calls: list[dict[str, Any]] | None = None
-
-    @field_validator("content", mode="before")
-    @classmethod
-    def _join_parts(cls, value: Any) -> Any:
-        if not isinstance(value, list):
-            return value
-        if not all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in value):
-            raise ValueError("only text content is served here")
-        return "".join(part["text"] for part in value)
-
-
-class StreamOptions(BaseModel):
-    include_usage: bool = False
-
-
-class ChatRequest(BaseModel):
-    """The fields that are served. What would change the distribution and is not served is refused, not ignored."""
-
-    model: str
-    messages: Annotated[list[ChatMessage], Field(min_length=1)]
-    tools: list[dict[str, Any]] | None = None
-    temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
-    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
-    seed: int | None = None
-    stop: str | Annotated[list[str], Field(max_length=16)] | None = None
-    n: Literal[1] | None = None
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    logprobs: bool | None = None
-    top_logprobs: Literal[0] | None = None
-    return_token_ids: bool | None = None
-    return_tokens_as_token_ids: bool | None = None
-    frequency_penalty: Literal[0] | None = None
-    presence_penalty: Literal[0] | None = None
-    logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
-
-    def ask(self) -> Ask:
-        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
-        return Ask(
-            [message.model_dump(exclude_none=True) for message in self.messages],
-            self.tools or None,
-            Sampling(
-                1.0 if self.temperature is None else self.temperature,
-                1.0 if self.top_p is None else self.top_p,
-                self.seed,
-                self.max_completion_tokens or self.max_tokens,
-                stop,
-            ),
-        )
 
 
 def error(message: str, code: str | None, *, kind: str = "invalid_request_error", param: str | None = None) -> Any:
@@ -92,9 +27,10 @@ def _logprobs(request: ChatRequest, reply: Reply, start: int, end: int) -> dict[
     return {"content": content, "refusal": None}
 
 
-def _message(reply: Reply, completion_id: str) -> tuple[dict[str, Any], str]:
+def _message(request: ChatRequest, reply: Reply, completion_id: str) -> tuple[dict[str, Any], str]:
     """The assistant message and the finish reason, with tool calls where the model's template has them."""
-    text, calls = split_tool_calls(reply.text) if reply.calls_tools else (reply.text, [])
+    looks_for_calls = reply.calls_tools and request.tool_choice != "none"
+    text, calls = split_tool_calls(reply.text) if looks_for_calls else (reply.text, [])
     message: dict[str, Any] = {"role": "assistant", "content": text if text or not calls else None}
     if not calls:
         return message, reply.finish_reason
@@ -122,7 +58,7 @@ def _head(request: ChatRequest, completion_id: str, created: int, kind: str) -> 
 
 def completion(request: ChatRequest, reply: Reply, completion_id: str, created: int) -> dict[str, Any]:
     """A ``chat.completion``; ``prompt_token_ids`` and ``choices[0].token_ids`` where they were asked for."""
-    message, finish_reason = _message(reply, completion_id)
+    message, finish_reason = _message(request, reply, completion_id)
     choice: dict[str, Any] = {
         "index": 0,
         "message": message,
@@ -142,7 +78,7 @@ def completion(request: ChatRequest, reply: Reply, completion_id: str, created: 
 
 def chunks(request: ChatRequest, reply: Reply, completion_id: str, created: int) -> Iterator[dict[str, Any]]:
     """The same reply as ``chat.completion.chunk`` objects: put together they say what ``completion`` says."""
-    message, finish_reason = _message(reply, completion_id)
+    message, finish_reason = _message(request, reply, completion_id)
     tokens = len(reply.token_ids)
     steps = range(0, tokens, STREAMED_TOKENS)
     text = message["content"] or ""

@@ -17,13 +17,15 @@ from pydantic import ValidationError
 from ratchet_sdk.events import MAX_EVENT_BYTES, message_id, uuid7
 
 from services.interchange import store
-from services.interchange.conversations import Import, Line, Run, encoded, run_of
+from services.interchange.as_events import Import, Run, encoded, run_of
+from services.interchange.reading import Line, joined
 from shared import subjects
 from shared.errors import GiveUpError, RetryLaterError
 from shared.trajectories import RunKey
-from shared.windows import Window, window_at
+from shared.windows import Window, window_at, window_of_id
 
 if TYPE_CHECKING:
+    from services.terminal.output import Task
     from shared.bus import Bus
     from shared.database import Pool
 
@@ -82,17 +84,17 @@ async def moment(length_s: int, pool: Pool) -> tuple[datetime, Window]:
     return now, window_at(now, length_s)
 
 
-def plan(path: Path, lines: Sequence[Line], policy: str, at: datetime) -> Plan:
+def plan(path: Path, lines: Sequence[Line], policy: str | None, at: datetime) -> Plan:
     """What of a file is to be published. Raises GiveUpError where no line of it is a conversation."""
     shared = Import(uuid7(), at, policy, hashlib.sha256(path.read_bytes()).hexdigest())
     runs: list[Run] = []
     bad: list[tuple[int, str]] = []
-    for line in lines:
+    for line in joined(lines):
         if line.conversation is None:
             bad.append((line.line, line.fault))
             continue
         try:
-            run = run_of(line.conversation, line.line, shared)
+            run = run_of(line.conversation, line.line, shared, line.part)
             messages_of(run)
             runs.append(run)
         except ValidationError as error:
@@ -102,7 +104,7 @@ def plan(path: Path, lines: Sequence[Line], policy: str, at: datetime) -> Plan:
             bad.append((line.line, str(error)))
     if not runs:
         why = f"line {bad[0][0]}: {bad[0][1]}" if bad else "it is empty"
-        raise GiveUpError(f"{path} holds no conversation in openai-chat format ({why})")
+        raise GiveUpError(f"{path} holds no conversation ({why})")
     phases: list[list[Message]] = [[], [], []]
     for run in runs:
         for phase, messages in zip(phases, messages_of(run), strict=True):
@@ -179,14 +181,35 @@ async def until_stored(pool: Pool, keys: Sequence[RunKey], advance: Advance) -> 
     return await store.windows_of_runs(pool, keys)
 
 
-async def close_windows(bus: Bus, pool: Pool, wanted: Sequence[str], advance: Advance) -> None:
-    """Ask the recorder to close windows, and wait until SQL says they are."""
+async def in_use(pool: Pool, wanted: Sequence[str]) -> str | None:
+    """Why these windows are not ours to close early; None where nobody else acts in them.
+
+    Whoever acted in a window or in the one before may act in it again, and what it then began would be late.
+    """
+    for window in map(window_of_id, wanted):
+        if others := await store.others(pool, [window.window_id, window.previous().window_id]):
+            who = others[0] if len(others) == 1 else f"{others[0]}, one of {len(others)} agents,"
+            return (
+                f"window {window.window_id} is not closed with --close: {who} acts in it, and what it began there "
+                f"later would be late; wait until {window.ends_at:%H:%M:%S} UTC, or use `ratchet window close`"
+            )
+    return None
+
+
+async def close_windows(bus: Bus, pool: Pool, wanted: Sequence[str], task: Task) -> None:
+    """Ask the recorder to close windows, and wait until SQL says they are; ``task`` says what is waited for."""
     for window_id in wanted:
         await bus.command("recorder", "close_window", {"window_id": window_id})
+
+    async def closed() -> int:
+        open_runs = await store.open_runs(pool, wanted)
+        task.say(f"{open_runs} runs are open" if open_runs else "")
+        return await store.closed_windows(pool, wanted)
+
     await _until(
-        lambda: store.closed_windows(pool, wanted),
+        closed,
         len(wanted),
-        advance,
+        task,
         lambda n: f"{n} of {len(wanted)} windows are closed and nothing moves; see `ratchet windows`",
         stall_s=600.0,
     )

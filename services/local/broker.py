@@ -19,8 +19,7 @@ from shared import subjects
 
 OPERATOR = "operator"  # may do all: whoever runs commands, and the provisioner
 WORLD = "world"  # tells what happened; never an agent
-BUCKET = f"KV_{subjects.ROUTES_BUCKET}"
-KEYS = f"$KV.{subjects.ROUTES_BUCKET}.>"
+ROUTES, GATEWAY_KEYS = subjects.ROUTES_BUCKET, subjects.KEYS_BUCKET
 OUTSIDE_SUBJECTS = (subjects.steps("*"), subjects.outcomes("*"))
 
 
@@ -65,6 +64,33 @@ def inbox(name: str) -> str:
     return f"_INBOX_{name}.>"
 
 
+def writes(bucket: str) -> tuple[str, ...]:
+    """To read single entries of a KV bucket and to put them."""
+    return (
+        looks_at(f"KV_{bucket}"),
+        f"$JS.API.STREAM.MSG.GET.KV_{bucket}",
+        f"$JS.API.DIRECT.GET.KV_{bucket}.$KV.{bucket}.>",  # the same, of a bucket that was made with direct access
+        f"$KV.{bucket}.>",
+    )
+
+
+def watches(*buckets: str) -> tuple[str, ...]:
+    """To read KV buckets whole, and to hear each change."""
+    return (
+        "$JS.API.STREAM.NAMES",
+        *(
+            subject
+            for stream in (f"KV_{bucket}" for bucket in buckets)
+            for subject in (
+                looks_at(stream),
+                f"$JS.API.CONSUMER.CREATE.{stream}",  # its watch, without a name
+                f"$JS.API.CONSUMER.INFO.{stream}.*",
+                f"$JS.FC.{stream}.>",
+            )
+        ),
+    )
+
+
 SERVICES: Mapping[str, Role] = {
     "recorder": Role(
         publish=(
@@ -102,10 +128,7 @@ SERVICES: Mapping[str, Role] = {
             *consumes(subjects.DEPLOYER_TRAINED, subjects.DEPLOYER_RESOLVED),
             subjects.MODEL_DEPLOYED,
             subjects.MODEL_ROLLED_BACK,
-            looks_at(BUCKET),
-            f"$JS.API.STREAM.MSG.GET.{BUCKET}",
-            f"$JS.API.DIRECT.GET.{BUCKET}.{KEYS}",  # the same, of a bucket that was made with direct access
-            KEYS,
+            *writes(ROUTES),
         ),
         subscribe=(subjects.command("deployer", "*"), subjects.GATEWAY_HEALTH),
         answers=True,
@@ -114,11 +137,8 @@ SERVICES: Mapping[str, Role] = {
         publish=(
             subjects.calls("*"),  # it is the one witness of calls
             subjects.GATEWAY_HEALTH,
-            looks_at(BUCKET),
-            "$JS.API.STREAM.NAMES",
-            f"$JS.API.CONSUMER.CREATE.{BUCKET}",  # its watch, without a name
-            f"$JS.API.CONSUMER.INFO.{BUCKET}.*",
-            f"$JS.FC.{BUCKET}.>",
+            *watches(ROUTES, GATEWAY_KEYS),
+            subjects.command("admin", "key_use"),
         ),
     ),
     "inference": Role(),
@@ -126,6 +146,10 @@ SERVICES: Mapping[str, Role] = {
         publish=(
             *(f"$JS.API.CONSUMER.INFO.{c.stream}.{c.durable}" for c in subjects.CONSUMERS),
             subjects.command("trainer", "readiness"),
+            *watches(GATEWAY_KEYS),
+            *writes(GATEWAY_KEYS),
+            subjects.ready("*"),
+            subjects.ready("*", "*"),
         ),
         subscribe=(subjects.command("admin", "*"),),
         answers=True,
@@ -137,7 +161,12 @@ THE_WORLD = Role(publish=(subjects.outcomes("*"),), subscribe=("_INBOX.>",))
 
 
 def with_inbox(name: str, role: Role) -> Role:
-    return Role(role.publish, (inbox(name), *role.subscribe), role.answers)
+    """With what every service has: answers come to it, and it says whether it is ready."""
+    return Role(
+        role.publish,
+        (inbox(name), subjects.ready(name), subjects.ready(name, "*"), *role.subscribe),
+        answers=True,
+    )
 
 
 def agent(name: str) -> Role:

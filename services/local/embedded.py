@@ -18,11 +18,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import quote
 
 from services.local import broker
 from services.local.processes import await_port, end, kept_port, kept_secret, replace_private, spawn
+from services.local.roles import READER, ROLES, role_of
 from shared.errors import ConfigurationError, RetryLaterError
-from shared.roles import ROLES, role_of
 
 START_TIMEOUT_S = 60.0
 RELOADED, NOT_RELOADED = b"Reloaded server configuration", b"Failed to reload"  # nats-server's words
@@ -156,11 +157,18 @@ class PostgresServer:
         return f"postgresql://ratchet:{kept_secret(self.home / 'password')}@127.0.0.1:{self.port}/{database}"
 
     def url_as(self, name: str) -> str:
-        """Of a service, or of the reader: its own role, once ``shared.roles.provision`` has made it."""
+        """Of a service, or of the reader: its own role, once ``services.local.roles.provision`` has made it."""
         return f"postgresql://{role_of(name)}:{self.passwords()[name]}@127.0.0.1:{self.port}/ratchet"
 
     def passwords(self) -> dict[str, str]:
         return {name: kept_secret(self.home / "passwords" / name) for name in ROLES}
+
+    @property
+    def address(self) -> str:
+        """The reader's, without its password: it names the file that holds it, for whoever may read that."""
+        file, role = self.home / "pgpass", role_of(READER)
+        replace_private(file, f"127.0.0.1:*:*:{role}:{self.passwords()[READER]}\n")
+        return f"postgresql://{role}@127.0.0.1:{self.port}/ratchet?passfile={quote(str(file.absolute()), safe='/')}"
 
     def start(self) -> None:
         binaries, user = self._prepare()

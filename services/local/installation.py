@@ -14,14 +14,15 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import services
+from services.local import roles
 from services.local.embedded import NatsServer, PostgresServer
-from services.local.state import kept_ports, kept_settings, only_one, write_env
+from services.local.processes import kept_secret
+from services.local.state import given_settings, kept_ports, kept_settings, only_one, read_env, write_env
 from services.local.supervisor import Program, Server, Stopped, Supervisor
-from shared import roles
 from shared.errors import RetryLaterError
 
 SERVICES = ("recorder", "outcome_tracker", "scorer", "trainer", "deployer", "gateway", "inference", "admin")
@@ -35,6 +36,7 @@ class Installation:
     """What runs below ``directory``; ``environment`` is what each of its processes is started with.
 
     ``broker`` and ``postgres`` are the embedded ones, if they are that: then each process is a user of its own at both.
+    ``addresses``: of the embedded servers, without their passwords.
     """
 
     directory: Path
@@ -43,6 +45,7 @@ class Installation:
     ports: dict[str, int]
     broker: NatsServer | None = None
     postgres: PostgresServer | None = None
+    addresses: dict[str, str] = field(default_factory=dict)
 
     def as_user(self, user: str) -> dict[str, str]:
         """How a process is to reach the broker, and the database: who has no tables of its own may only read."""
@@ -53,6 +56,12 @@ class Installation:
 
     def url(self, service: str) -> str:
         return f"http://127.0.0.1:{self.ports[service]}"
+
+    @property
+    def token(self) -> str:
+        """Where the page's token stands."""
+        kept = self.directory / "secrets" / "admin"
+        return str(kept) if self.environment["RATCHET_ADMIN_TOKEN"] == kept_secret(kept) else "RATCHET_ADMIN_TOKEN"
 
     def program(self, name: str, *command: str, extra: Mapping[str, str] | None = None, ends: bool = False) -> Program:
         """A Python module of ours as a child, its log among the others."""
@@ -77,17 +86,19 @@ def installation(
 ) -> Iterator[Installation]:
     """Start everything below ``directory`` and end it again, whatever happens. Yields once every service is ready.
 
-    ``settings`` are ``RATCHET_...`` variables that go before those of the environment; those of the environment count
-    only with ``inherit``. ``first`` may start something beside the rest. Raises
-    ConfigurationError where another ``up`` runs there, Stopped when the user ends it.
+    ``settings`` are ``RATCHET_...`` variables that go before those of the environment, and these before what the user
+    wrote into ``env``; both count only with ``inherit``, and go before our own. ``first`` may start something beside
+    the rest. Raises ConfigurationError where another ``up`` runs there, Stopped when the user ends it.
     """
     directory = directory.absolute()
     supervisor = Supervisor(say)
     with only_one(directory), supervisor.signals():
+        given = given_settings(directory, read_env(directory / "env"), os.environ) if inherit else {}
         ports = kept_ports(directory, SERVICES)
         environment = {
-            **{name: value for name, value in os.environ.items() if inherit or not name.startswith("RATCHET_")},
+            **{name: value for name, value in os.environ.items() if not name.startswith("RATCHET_")},
             **kept_settings(directory, ports),
+            **given,
             **settings,
             "PYTHONPATH": _python_path(),
         }
@@ -100,7 +111,9 @@ def installation(
             start_servers(running)
             prepare(running)
             start_services(running)
-            write_env(directory / "env", environment)
+            given = {name: value for name, value in given.items() if name not in settings}
+            made = {name: value for name, value in environment.items() if name not in given}
+            write_env(directory / "env", {**made, **running.addresses}, given)
             await_ready(running)
             yield running
         finally:
@@ -119,10 +132,12 @@ def start_servers(running: Installation) -> None:
         running.supervisor.start(Server("nats", running.broker), SERVERS_TIER)
         running.environment["RATCHET_NATS_URL"] = running.broker.url
         running.environment["RATCHET_NATS_DIR"] = str(running.broker.home)
+        running.addresses["RATCHET_NATS_URL"] = running.broker.address
         running.supervisor.check()
     if running.postgres is not None:
         running.supervisor.start(Server("postgres", running.postgres), SERVERS_TIER)
         running.environment["RATCHET_DATABASE_URL"] = running.postgres.url_as(roles.READER)
+        running.addresses["RATCHET_DATABASE_URL"] = running.postgres.address
         running.supervisor.check()
 
 
@@ -186,7 +201,7 @@ def not_ready(url: str) -> str | None:
 
 
 def up(
-    directory: Path = Path(".ratchet"),
+    directory: Path,
     judge: str | None = None,
     window_s: int | None = None,
     as_json: bool = False,
@@ -207,7 +222,7 @@ def up(
             else:
                 say(f"Ratchet is up in {running.directory}. Ctrl-C ends it; the data stays.")
                 say(f"  agents call  {running.environment['RATCHET_GATEWAY_URL']}")
-                say(f"  the page     {running.environment['RATCHET_ADMIN_URL']}")
+                say(f"  the page     {running.environment['RATCHET_ADMIN_URL']}  (its token: {running.token})")
                 say(f"  settings     {env}  (source it, or run ratchet beside it)")
             while True:
                 running.supervisor.wait(1.0)

@@ -12,6 +12,7 @@ from services.outcome_tracker.service import Facts
 from services.outcome_tracker.settings import TrackerSettings
 from services.outcome_tracker.settlement_store import SettlementStore
 from services.outcome_tracker.settling import Settling
+from services.outcome_tracker.settling_domain import MAX_CORRECTION_WAIT_S
 from services.outcome_tracker.source_csv import CsvSource
 from services.outcome_tracker.source_http import HttpSource
 from services.outcome_tracker.source_parquet import ParquetSource
@@ -24,6 +25,7 @@ from shared.errors import ConfigurationError
 from shared.service import Periodic, run_service, serve
 from shared.settings import load
 from shared.telemetry import configure_logging
+from shared.waits import limits_of
 
 NAME = "outcome_tracker"
 
@@ -56,6 +58,12 @@ async def main() -> None:
             Periodic("settle", settings.tick_s, settling.tick),
             Periodic("announce", settings.sweep_s, settling.announce),
             Periodic("pull", settings.tick_s, pulling.tick),
+            limits_of(
+                pool,
+                NAME,
+                settle_s=settings.settle_max_s,
+                correct_s=max(settings.correct_after_s, MAX_CORRECTION_WAIT_S),
+            ),
         ]
         await serve(NAME, settings, bus, pool=pool, tasks=tasks)
 

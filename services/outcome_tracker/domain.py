@@ -22,6 +22,7 @@ from ratchet_sdk.outcomes import (
 )
 
 from shared.errors import GiveUpError
+from shared.windows import EARLIEST
 
 SOURCE = re.compile(r"[A-Za-z0-9_-]{1,64}")
 MAX_AHEAD_S = 300.0
@@ -33,6 +34,10 @@ FactKey = tuple[str, UUID]
 
 class FutureError(GiveUpError):
     """A fact that says it occurred after the broker had it."""
+
+
+class TooOldError(GiveUpError):
+    """A fact from before there can be any run that it is about."""
 
 
 class NotFiniteError(GiveUpError):
@@ -92,10 +97,12 @@ def storable(value: Any) -> tuple[Any, int]:
 
 
 def fact_row(event: Outcome, *, source: str, sequence: int, published_at: datetime) -> FactRow:
-    """The row of an outcome. Raises GiveUpError where it is from the future or says nothing about anything."""
+    """The row of an outcome. Raises GiveUpError where its time cannot be or it says nothing about anything."""
     ahead_s = (event.occurred_at - published_at).total_seconds()
     if ahead_s > MAX_AHEAD_S:
         raise FutureError(f"occurred_at lies {ahead_s:.0f} s ahead of the broker's clock; at most {MAX_AHEAD_S:.0f}")
+    if event.occurred_at < EARLIEST:
+        raise TooOldError(f"occurred_at lies before {EARLIEST:%Y-%m-%d}, where no window is")
     columns, data = _columns(event)
     (clean, nuls), (extra, more) = storable(data), storable(event.model_extra or {})
     if nuls + more:
@@ -130,6 +137,7 @@ FAULTS = (
     "not finite",
     "negative volume",
     "from the future",
+    "too old",
     "no event id",
     "contradiction",
     "refused by the database",
@@ -151,6 +159,8 @@ def fault_of(error: Exception) -> str:
     match error:
         case FutureError():
             return "from the future"
+        case TooOldError():
+            return "too old"
         case NotFiniteError():
             return "not finite"
         case ValidationError():

@@ -84,19 +84,18 @@ class RunSeen:
     ended_at: datetime | None = None
     step_count: int | None = None
     ended_sequence: int | None = None
-    consistent: bool = True  # its events agree on its policy and its start
+    consistent: bool = True  # its events agree on its policy and its start, and their times can be true
 
 
 def placement(event: StepEvent, published_at: datetime, window_s: int) -> tuple[Window, datetime, bool]:
-    """Window, start that counts, and whether the clock was wrong (invariant 3).
-
-    Raises GiveUpError for a time outside all windows.
-    """
+    """Window, start that counts, and whether the clock was wrong (invariant 3)."""
     started_at, skewed = placed_at(event.started_at, published_at)
-    try:
-        return window_at(started_at, window_s), started_at, skewed
-    except (ValueError, OverflowError) as error:
-        raise GiveUpError("started_at lies outside all windows; send the time in UTC") from error
+    return window_at(started_at, window_s), started_at, skewed
+
+
+def happened(item: Received) -> tuple[datetime, bool]:
+    """When an event counts as having happened, and whether its own clock was wrong about it."""
+    return placed_at(item.event.occurred_at, item.published_at)
 
 
 def runs_of(events: Iterable[Received], window_s: int) -> dict[RunKey, RunSeen]:
@@ -105,12 +104,13 @@ def runs_of(events: Iterable[Received], window_s: int) -> dict[RunKey, RunSeen]:
     said: dict[RunKey, tuple[str, datetime]] = {}
     for item in sorted(events, key=lambda item: item.sequence):
         event = item.event
+        occurred_at, impossible = happened(item)
         run = runs.get(item.run)
         if run is None:
             window, started_at, skewed = placement(event, item.published_at, window_s)
             run = RunSeen(*item.run, event.policy, window, started_at, skewed, item.sequence)
             said[item.run] = (event.policy, event.started_at)
-        elif said[item.run] != (event.policy, event.started_at):
+        if impossible or said[item.run] != (event.policy, event.started_at):
             run = replace(run, consistent=False)
         match event:
             case TrajectoryStarted() if not run.started:
@@ -127,7 +127,7 @@ def runs_of(events: Iterable[Received], window_s: int) -> dict[RunKey, RunSeen]:
                 run = replace(
                     run,
                     status=event.status,
-                    ended_at=event.occurred_at,
+                    ended_at=occurred_at,
                     step_count=event.step_count,
                     ended_sequence=item.sequence,
                 )
@@ -159,7 +159,7 @@ def steps_of(events: Iterable[Received]) -> list[StepSeen]:
                     *item.run,
                     event.step,
                     event.event_id,
-                    event.occurred_at,
+                    happened(item)[0],
                     action.type if action else None,
                     action.success if action else None,
                     (action.result is not None or action.error is not None) if action else None,
@@ -255,7 +255,7 @@ def calls_of(events: Iterable[Received]) -> dict[tuple[str, str, str], CallSeen]
             case _:
                 continue
         for call in mentioned:
-            seen = call_seen(item.run, call, event.step, event.event_id, event.occurred_at, item.witnessed)
+            seen = call_seen(item.run, call, event.step, event.event_id, happened(item)[0], item.witnessed)
             key = (*item.run, call.call_id)
             calls[key] = merged(calls[key], seen) if key in calls else seen
     return calls

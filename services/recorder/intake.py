@@ -8,13 +8,13 @@ from pydantic import ValidationError
 from ratchet_sdk.events import MAX_EVENT_BYTES
 
 from services.recorder import envelope
-from services.recorder.domain import Received, placement, publisher
+from services.recorder.domain import Received, publisher
 from shared.bodies import packed
 from shared.delivery import Delivery
 from shared.errors import GiveUpError, reason
 
 
-def read(delivery: Delivery, window_s: int) -> Received:
+def read(delivery: Delivery) -> Received:
     """One parse of what was sent. Raises GiveUpError for what is no event; its text stays out of the words."""
     agent_id, witnessed = publisher(delivery.subject)
     content = delivery.content()
@@ -30,7 +30,6 @@ def read(delivery: Delivery, window_s: int) -> Received:
         raise GiveUpError("event_id: an event without one cannot be known again when it comes twice; send a UUIDv7")
     if witnessed and not isinstance(event, envelope.LlmCallMade):
         raise GiveUpError(f"calls.* takes llm_call alone, this is {event.kind}; publish it on steps.{agent_id}")
-    placement(event, delivery.published_at, window_s)
     return Received(
         agent_id,
         event,

@@ -67,7 +67,7 @@ class Recording:
         size_bytes = 0
         for delivery in coming:
             try:
-                events.append(read(delivery, self._settings.window_s))
+                events.append(read(delivery))
             except GiveUpError as error:
                 dead[delivery.sequence] = str(error)
                 DEAD.labels("malformed").inc()

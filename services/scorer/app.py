@@ -5,10 +5,11 @@ from __future__ import annotations
 import gc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 from services.scorer.calibration import Calibration
 from services.scorer.domain import Sampling
-from services.scorer.handlers import subscribe, subscribe_prober
+from services.scorer.handlers import subscribe, subscribe_judge, subscribe_prober
 from services.scorer.judge import Judge
 from services.scorer.judge_outcome import OutcomeJudge
 from services.scorer.looks_store import CalibrationStore
@@ -16,6 +17,7 @@ from services.scorer.probes.domain import When, address
 from services.scorer.probes.probing import PlantedEvidence, ProbeLedger, Prober, Subject
 from services.scorer.probes.store import Identity, ProbeStore
 from services.scorer.ruler.ledger_store import LedgerStore
+from services.scorer.ruler.reaching import judge_told
 from services.scorer.ruler.rubrics import book
 from services.scorer.service import Rules, Scorer
 from services.scorer.settings import ScorerSettings
@@ -25,6 +27,7 @@ from shared.bus import Bus
 from shared.service import Periodic, run_service, serve
 from shared.settings import load
 from shared.telemetry import configure_logging
+from shared.waits import limits_of
 
 NAME = "scorer"
 CALIBRATE_S = 60.0
@@ -96,6 +99,7 @@ async def main() -> None:
                 drift_max=settings.judge_drift_max,
             )
             subscribe(bus, service)
+            subscribe_judge(bus, partial(judge_told, settings))
             probes = []
             if subject is not None:
                 when = When.of_seconds(every=settings.judge_probe_every_s, lost=settings.judge_lease_s)
@@ -109,6 +113,7 @@ async def main() -> None:
                 Periodic("hold_groups", heartbeat_s, service.prolong),
                 Periodic("hold_questions", heartbeat_s, ledger.prolong),
                 Periodic("calibrate", CALIBRATE_S, calibration.measure),
+                limits_of(pool, NAME, judge_rounds=settings.judge_rounds, probe_s=settings.judge_probe_every_s),
                 *probes,
             ]
             await serve(NAME, settings, bus, pool=pool, tasks=tasks)

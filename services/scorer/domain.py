@@ -10,57 +10,16 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
+from services.scorer.standing_domain import Judged, LeftOut, RanksLast, Run, Standing, standing
 from shared.trajectories import RunKey, Trajectory
 
 TIE = 1e-9  # a smaller difference is rounding, not merit
-UNREWARDED_IS_LAST = ("failed", "truncated")  # the policy's own failure: no reward is the worst reward
 TIMED_OUT = "truncated"
-# How the SDK words the end of a run whose way to the model broke. A timeout is not among them: a policy may well have
-# talked until its time was up, and such a run stays.
-BROKEN_WAY = re.compile(
-    r"(APIConnectionError|InternalServerError|RateLimitError|NatsError"
-    r"|Connect(ion)?(Refused|Reset|Aborted)?Error|BrokenPipeError|RemoteProtocolError|ReadError|gaierror)\b"
-)
-
-
-@dataclass(frozen=True)
-class Checks:
-    """What the recorder's tables say of a run's record. ``steps_expected``: as its end said, or its last step says."""
-
-    steps: int
-    steps_expected: int
-    without_call: int
-    unanswered: int
-    empty_prompts: int = 0
-
-
-@dataclass(frozen=True)
-class Run:
-    """What is known of a run when its window is resolved. ``signature`` is None where its events are forgotten.
-
-    ``broken`` says how infrastructure broke it.
-    """
-
-    agent_id: str
-    trajectory_id: str
-    policy: str
-    scenario_id: str
-    status: str
-    late: bool
-    called: bool
-    rewarded: bool
-    signature: str | None
-    broken: str | None = None
-    checks: Checks | None = None
-
-    @property
-    def key(self) -> RunKey:
-        return (self.agent_id, self.trajectory_id)
 
 
 @dataclass(frozen=True)
@@ -74,10 +33,21 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Member:
-    """A run in its group; ``left_out`` says why it is not judged."""
+    """A run in its group. ``left_out`` says why it does not count, ``ranks_last`` why it is last and not judged."""
 
     key: RunKey
-    left_out: str | None
+    left_out: str | None = None
+    ranks_last: str | None = None
+
+    @classmethod
+    def of(cls, key: RunKey, found: Standing) -> Member:
+        match found:
+            case LeftOut(reason):
+                return cls(key, left_out=reason)
+            case RanksLast(reason):
+                return cls(key, ranks_last=reason)
+            case Judged():
+                return cls(key)
 
 
 @dataclass(frozen=True)
@@ -91,67 +61,12 @@ class Group:
     members: tuple[Member, ...]
 
     @property
-    def judged(self) -> int:
+    def counting(self) -> int:
+        """Members that get a score."""
         return sum(member.left_out is None for member in self.members)
 
 
 # grouping ---------------------------------------------------------------------------------------
-def reason_left_out(run: Run, *, by_outcome: bool) -> str | None:
-    """Why a run is not judged, or None. What infrastructure broke is left out; what the policy broke stays."""
-    if run.late:
-        return "late: it was stored after its window had closed"
-    if run.status == "open":
-        return "it never ended"
-    if not run.called:
-        return "no model call of it was recorded"
-    if run.signature is None:
-        return "its events are not stored any more"
-    if run.broken is not None:
-        return f"infrastructure broke it: {run.broken}"
-    if run.checks is not None and (failed := failed_checks(run.checks, run.status)):
-        return f"it fails the quality checks: {'; '.join(failed)}"
-    if by_outcome and not run.rewarded and run.status not in UNREWARDED_IS_LAST:
-        return "no reward of record"
-    return None
-
-
-def failed_checks(checks: Checks, status: str) -> list[str]:
-    """Which quality checks a run's record fails, in words.
-
-    A run that broke off or was cut off may well lack a step, a call or a result: that is its own doing and no fault of
-    its record. A hole before its end, or an empty prompt, is a fault whatever became of it.
-    """
-    failed = []
-    if checks.empty_prompts:
-        failed.append(f"{checks.empty_prompts} of its calls have an empty prompt")
-    if checks.steps != checks.steps_expected:
-        failed.append(f"{checks.steps} of its {checks.steps_expected} steps are stored")
-    if status == "completed":
-        if not checks.steps:
-            failed.append("it has no step")
-        if checks.without_call:
-            failed.append(f"{checks.without_call} of its steps have no model call")
-        if checks.unanswered:
-            failed.append(f"{checks.unanswered} of its actions have neither result nor error")
-    return failed
-
-
-def broken_by_infrastructure(run: Trajectory) -> str | None:
-    """How the way to the model broke a run, or None. What the policy itself did, a timeout too, is not among it."""
-    last_of_step = {call.step: call for call in run.calls}
-    for number, call in sorted(last_of_step.items()):
-        if (call.call.model_extra or {}).get("broken_off") is True:
-            return f"the model's server broke off its reply in step {number}"
-    error = (run.ended.model_extra or {}).get("error") if run.ended else None
-    if run.ended and run.ended.status == "failed" and isinstance(error, str) and (found := BROKEN_WAY.match(error)):
-        return f"it ended with {found[0]}"
-    return None
-
-
-def empty_prompts(run: Trajectory) -> int:
-    return sum(call.reply is not None and not call.messages for call in run.calls)
-
-
 def order_of(key: RunKey) -> int:
     """Where a run stands when a set is split: by a hash of its name, so that arrival plays no part."""
     return int.from_bytes(hashlib.sha256(f"{key[0]}\n{key[1]}".encode()).digest()[:8], "big")
@@ -191,22 +106,23 @@ def group_id(policy: str, window_id: str, scenario_id: str, part: int) -> str:
 def form_groups(
     window_id: str, runs: Sequence[Run], *, group_max: int, by_outcome: bool, sampling: Sampling = Sampling()
 ) -> list[Group]:
-    """All groups of a window: (policy, scenario), split where over ``group_max`` are to be judged.
+    """All groups of a window: (policy, scenario), split where over ``group_max`` count.
 
     Who is left out stands in one of the parts, by its hash, and changes neither the number of parts nor their sizes.
     """
-    reasons = {run.key: reason_left_out(run, by_outcome=by_outcome) for run in runs}
-    reasons |= _reasons_dropped(window_id, runs, reasons, sampling)
+    stand = {run.key: standing(run, by_outcome=by_outcome) for run in runs}
+    stand |= _dropped(window_id, [run for run in runs if not isinstance(stand[run.key], LeftOut)], sampling)
     situations: dict[tuple[str, str], list[Run]] = {}
     for run in runs:
         situations.setdefault((run.policy, run.scenario_id), []).append(run)
     groups = []
     for (policy, scenario_id), present in sorted(situations.items()):
         by_key = {run.key: run for run in present}
-        parts = partition([key for key in by_key if reasons[key] is None], group_max) or [[]]
-        outside = sorted(key for key in by_key if reasons[key] is not None)
+        outside = {key for key in by_key if isinstance(stand[key], LeftOut)}
+        parts = partition([key for key in by_key if key not in outside], group_max) or [[]]
         for part, keys in enumerate(parts):
-            beside = [key for key in outside if order_of(key) % len(parts) == part]
+            beside = [key for key in sorted(outside) if order_of(key) % len(parts) == part]
+            judged = [key for key in keys if isinstance(stand[key], Judged)]
             groups.append(
                 Group(
                     group_id(policy, window_id, scenario_id, part),
@@ -214,34 +130,49 @@ def form_groups(
                     window_id,
                     scenario_id,
                     part,
-                    homogeneous=len({by_key[key].signature for key in keys}) == 1,
-                    members=tuple(Member(key, reasons[key]) for key in [*keys, *beside]),
+                    homogeneous=len({by_key[key].signature for key in judged or keys}) == 1,
+                    members=tuple(Member.of(key, stand[key]) for key in [*keys, *beside]),
                 )
             )
     return groups
 
 
-def _reasons_dropped(
-    window_id: str, runs: Sequence[Run], reasons: Mapping[RunKey, str | None], sampling: Sampling
-) -> dict[RunKey, str | None]:
+def _dropped(window_id: str, runs: Sequence[Run], sampling: Sampling) -> dict[RunKey, Standing]:
     by_policy: dict[str, list[RunKey]] = {}
     for run in runs:
-        if reasons[run.key] is None:
-            by_policy.setdefault(run.policy, []).append(run.key)
+        by_policy.setdefault(run.policy, []).append(run.key)
     return {
-        key: f"dropped at random: {len(keys)} runs are over the target of {sampling.target}"
+        key: LeftOut(f"dropped at random: {len(keys)} runs are over the target of {sampling.target}")
         for policy, keys in by_policy.items()
         for key in dropped(keys, sampling, f"{window_id}\n{policy}")
     }
 
 
+# starts -----------------------------------------------------------------------------------------
 def start_signature(run: Trajectory) -> str:
-    """SHA-256 of how a run started: the first call's system messages and tools, and the environment of step 0."""
+    """SHA-256 of how a run started: what its model was first asked, with which tools, and what it saw first."""
     first = run.calls[0] if run.calls else None
-    system = [m for m in first.messages if m.get("role") in ("system", "developer")] if first else []
-    tools = (first.call.tools or []) if first else []
-    environment = run.steps[0].environment if run.steps and run.steps[0].step == 0 else {}
-    return hashlib.sha256(json.dumps([system, tools, environment], sort_keys=True).encode()).hexdigest()
+    asked = [first.messages, first.call.tools or []] if first else []
+    return _sha256([asked, _first_environment(run)])
+
+
+def situation(run: Trajectory) -> str | None:
+    """A name for what a run without ``scenario_id`` was set to do: its goal, the first user message, what it saw first.
+
+    Runs that were set to do the same have the same; None where nothing of it was recorded.
+    """
+    messages = run.calls[0].messages if run.calls else []
+    user = next((message.get("content") for message in messages if message.get("role") == "user"), None)
+    told = [run.started.goal if run.started else None, user, _first_environment(run)]
+    return f"unnamed-{_sha256(told)[:16]}" if any(told) else None
+
+
+def _first_environment(run: Trajectory) -> dict[str, Any]:
+    return run.steps[0].environment if run.steps else {}
+
+
+def _sha256(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 # scores -----------------------------------------------------------------------------------------
@@ -278,16 +209,23 @@ class Verdict:
     ranks: dict[RunKey, int]
 
 
-def verdict(scores: Mapping[RunKey, float], statuses: Mapping[RunKey, str] | None = None) -> Verdict:
-    """spread = max - min; rank = 1 + how many scored better.
+def verdict(
+    scores: Mapping[RunKey, float], statuses: Mapping[RunKey, str] | None = None, last: Collection[RunKey] = ()
+) -> Verdict:
+    """spread = max - min; rank = 1 + how many stand better.
 
-    A run that timed out ranks last, whatever was said for it: beside runs that ended it scores 0.
+    A run that timed out ranks below those that ended, whatever was said for it, and who is in ``last`` below all. These
+    k of n members score 0, and the scores s of the others become f + (1 - f) s with f = k / (n - 1): mean ranks among
+    the others become those among all, and no way of breaking off scores as much as the worst that did not.
     """
     late = {key for key in scores if (statuses or {}).get(key) == TIMED_OUT}
     late = late if len(late) < len(scores) else set()
-    final = {key: 0.0 if key in late else score for key, score in scores.items()}
+    members = len(scores) + len(last)
+    floor = (len(late) + len(last)) / max(1, members - 1)
+    final = {key: 0.0 if key in late else floor + (1 - floor) * score for key, score in scores.items()}
+    final |= dict.fromkeys(last, 0.0)
     spread = max(final.values()) - min(final.values())
-    places = {key: (key not in late, score) for key, score in final.items()}
+    places = {key: (1, key not in late, score) for key, score in scores.items()} | dict.fromkeys(last, (0, False, 0.0))
     ranks = {key: 1 + sum(other > place for other in places.values()) for key, place in places.items()}
     return Verdict("tie" if spread < TIE else "scored", spread, final, ranks)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from typing import Annotated, Any
 
 from pydantic import BaseModel, Field
@@ -28,6 +29,17 @@ class Probe(BaseModel):
 
 class Release(Probe):
     reason: Annotated[str, Field(min_length=1, max_length=1000)]
+
+
+class JudgeTold(BaseModel):
+    """Which judge runs here, and whether it can be reached."""
+
+
+def subscribe_judge(bus: Bus, told: Callable[[], Awaitable[dict[str, Any]]]) -> None:
+    async def judge(_: JudgeTold) -> dict[str, Any]:
+        return await told()
+
+    bus.on_command("scorer", "judge", JudgeTold, judge)
 
 
 def subscribe(bus: Bus, service: Scorer) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Protocol
 
@@ -15,6 +15,7 @@ from shared.trajectories import RunKey
 class Case:
     """A group that is to be judged: its members with their status, and the window that it lies in.
 
+    ``last``: members that rank last, each with its reason; the judge is not asked about them.
     ``revision`` is that of the judgment to be made. ``judge`` and ``rubric`` are named where an operator asked for a
     judgment by them; None leaves it to the settings.
     """
@@ -30,6 +31,12 @@ class Case:
     revision: int = 1
     judge: str | None = None
     rubric: str | None = None
+    last: Mapping[RunKey, str] = field(default_factory=dict)
+
+    def to_be_judged(self) -> Case:
+        """The case as a judge sees it."""
+        members = {key: status for key, status in self.members.items() if key not in self.last}
+        return replace(self, members=members, last={})
 
 
 @dataclass(frozen=True)

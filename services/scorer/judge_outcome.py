@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Protocol
 
-from services.scorer.domain import UNREWARDED_IS_LAST, scores_of_rewards
+from services.scorer.domain import scores_of_rewards
 from services.scorer.judge import Case, JudgeFailedError, Opinion, Ruling
+from services.scorer.standing_domain import UNREWARDED_IS_LAST
 from shared.trajectories import RunKey
 
 RUBRIC = "reward-of-record/1"
@@ -30,6 +31,6 @@ class OutcomeJudge:
         known = await self.store.rewards(list(case.members))
         for (agent_id, trajectory_id), status in case.members.items():
             if (agent_id, trajectory_id) not in known and status not in UNREWARDED_IS_LAST:
-                raise JudgeFailedError(f"run {trajectory_id} of {agent_id} had a reward of record and has none now")
+                raise JudgeFailedError(f"a reward of record is gone: that of run {trajectory_id} of {agent_id}")
         scores = scores_of_rewards({key: known.get(key) for key in case.members})
         return Ruling({key: Opinion(score) for key, score in scores.items()}, RUBRIC)

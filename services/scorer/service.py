@@ -9,18 +9,10 @@ from typing import Protocol
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from services.scorer.domain import (
-    Run,
-    Sampling,
-    broken_by_infrastructure,
-    empty_prompts,
-    form_groups,
-    pause_s,
-    start_signature,
-    verdict,
-)
+from services.scorer.domain import Group, Sampling, form_groups, pause_s, situation, start_signature, verdict
 from services.scorer.forget_store import ForgetStore
 from services.scorer.judge import Case, Judge, JudgeFailedError, JudgeWaitsError, Ruling
+from services.scorer.standing_domain import Run, broken_by_infrastructure, checked
 from services.scorer.store import Judgment, Outcome, ScorerStore
 from shared.database import UNAVAILABLE
 from shared.errors import GiveUpError, RetryLaterError
@@ -30,6 +22,7 @@ from shared.trajectories import RunKey, Trajectory
 
 GROUPS = Counter("ratchet_groups_total", "Groups that came to a state", ["state", "judge"])
 LEFT_OUT = Counter("ratchet_runs_left_out_total", "Runs that were grouped and are not judged, by why", ["why"])
+RANKED_LAST = Counter("ratchet_runs_ranked_last_total", "Runs that rank last and are not judged, by why", ["why"])
 JUDGE_SECONDS = Histogram(
     "ratchet_judge_seconds",
     "Seconds that the judge took for a group, its retries included",
@@ -40,6 +33,9 @@ JUDGE_FAILURES = Counter("ratchet_judge_failures_total", "Judgments that failed,
 WAITING = Gauge(
     "ratchet_judge_groups_waiting", "Groups that wait though nothing failed, the same on every replica", ["reason"]
 )
+FAILED = Gauge(
+    "ratchet_judge_groups_failed", "Groups whose judge has failed, by why, the same on every replica", ["why"]
+)
 
 LOADED_AT_ONCE = 64
 ANNOUNCED_AT_ONCE = 200
@@ -48,6 +44,7 @@ BESIDE = 2  # for so many calls at a time, one group more is being read or writt
 WAIT_S = 60.0
 REASONS = ("budget",)
 NO_SAMPLING = Sampling()
+NOBODY_ASKED = Ruling({}, "last/1")  # of members that all rank last
 
 
 class Outbox(Protocol):
@@ -101,7 +98,7 @@ class Scorer:
         for start in range(0, len(found), LOADED_AT_ONCE):
             some = found[start : start + LOADED_AT_ONCE]
             loaded = await self.store.trajectories([run.key for run in some])
-            runs += [_with_events(run, loaded.get(run.key)) for run in some]
+            runs += [_with_events(run, window_id, loaded.get(run.key)) for run in some]
         groups = form_groups(
             window_id,
             runs,
@@ -110,14 +107,20 @@ class Scorer:
             sampling=self.rules.sampling,
         )
         if await self.store.add_groups(window_id, groups, self.judge.name):
-            small = sum(group.judged < 2 for group in groups)
-            GROUPS.labels("small", self.judge.name).inc(small)
-            reasons = [member.left_out for group in groups for member in group.members if member.left_out]
+            self._tell(window_id, groups)
+
+    def _tell(self, window_id: str, groups: Sequence[Group]) -> None:
+        """What was formed, in metrics and log."""
+        small = sum(group.counting < 2 for group in groups)
+        members = [member for group in groups for member in group.members]
+        left_out = [member.left_out for member in members if member.left_out]
+        last = [member.ranks_last for member in members if member.ranks_last]
+        GROUPS.labels("small", self.judge.name).inc(small)
+        for counter, reasons in ((LEFT_OUT, left_out), (RANKED_LAST, last)):
             for reason in reasons:
-                LEFT_OUT.labels(reason.split(":")[0]).inc()
-            logger().info(
-                "grouped", window_id=window_id, runs=len(runs), groups=len(groups), small=small, left_out=len(reasons)
-            )
+                counter.labels(reason.split(":")[0]).inc()
+        counts = {"runs": len(members), "groups": len(groups), "small": small}
+        logger().info("grouped", window_id=window_id, **counts, left_out=len(left_out), last=len(last))
 
     # judging --------------------------------------------------------------------------------------
     async def judge_waiting(self, window_id: str | None = None) -> None:
@@ -154,7 +157,8 @@ class Scorer:
             if judge is None:
                 raise JudgeFailedError(f"this scorer has no judge {name}")
             with JUDGE_SECONDS.labels(name).time():
-                ruling = await judge.judge(case)
+                asked = case.to_be_judged()
+                ruling = await judge.judge(asked) if asked.members else NOBODY_ASKED
         except JudgeFailedError as error:
             JUDGE_FAILURES.labels(name).inc()
             logger().warning(
@@ -168,12 +172,11 @@ class Scorer:
         self._announce_soon()
 
     def _outcome(self, case: Case, judge: Judge, ruling: Ruling) -> Outcome:
-        found = verdict({key: opinion.score for key, opinion in ruling.opinions.items()}, case.members)
+        found = verdict({key: opinion.score for key, opinion in ruling.opinions.items()}, case.members, case.last)
         disputed = ruling.disagreement is not None and ruling.disagreement > self.rules.disagreement_max
-        judgments = [
-            Judgment(key, found.scores[key], found.ranks[key], opinion.explanation)
-            for key, opinion in ruling.opinions.items()
-        ]
+        explained = {key: opinion.explanation for key, opinion in ruling.opinions.items()}
+        explained |= {key: f"it ranks last: {reason}" for key, reason in case.last.items()}
+        judgments = [Judgment(key, found.scores[key], found.ranks[key], why) for key, why in explained.items()]
         return Outcome(
             "disputed" if disputed else found.state,
             found.spread,
@@ -193,6 +196,10 @@ class Scorer:
     async def measure(self) -> None:
         for reason in REASONS:
             WAITING.labels(reason).set(await self.store.waits_for(reason))
+        failures = await self.store.failures()
+        FAILED.clear()
+        for why, count in failures.items():
+            FAILED.labels(why).set(count)
 
     async def rescore(self, window_id: str, judge: str | None, rubric: str | None) -> int:
         """Ask for a new judgment of a window's groups; how many. The older ones stay. Raises GiveUpError."""
@@ -243,9 +250,15 @@ class Scorer:
             logger().warning("not_announced", error=str(error) or type(error).__name__)
 
 
-def _with_events(run: Run, events: Trajectory | None) -> Run:
-    """What only a run's events tell of it."""
+def _with_events(run: Run, window_id: str, events: Trajectory | None) -> Run:
+    """What only a run's events tell of it. One without a scenario of its own has the name of its window until then."""
     if events is None:
         return run
-    checks = replace(run.checks, empty_prompts=empty_prompts(events)) if run.checks else None
-    return replace(run, signature=start_signature(events), broken=broken_by_infrastructure(events), checks=checks)
+    unnamed = run.scenario_id == window_id
+    return replace(
+        run,
+        scenario_id=(situation(events) or window_id) if unnamed else run.scenario_id,
+        signature=start_signature(events),
+        broken=broken_by_infrastructure(events),
+        checks=checked(run.checks, events) if run.checks else None,
+    )

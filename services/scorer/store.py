@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from services.scorer.domain import Checks, Group, Run
+from services.scorer.domain import Group
 from services.scorer.evidence_store import EvidenceStore
 from services.scorer.judge import Case, Look
 from services.scorer.looks_store import KEEP_LOOKS, rows_of
 from services.scorer.probes.store import TRUSTED
+from services.scorer.standing_domain import Checks, Run
 from shared.events import GroupScored, MemberScore
 from shared.forgetting import LEFT_OUT
 from shared.trajectories import RunKey
@@ -51,15 +52,10 @@ class ScorerStore(EvidenceStore):
                               and c.trajectory_id = t.trajectory_id and c.recorded) as called,
                       exists (select from outcomes o where o.agent_id = t.agent_id and o.trajectory_id = t.trajectory_id
                               and o.kind = 'trajectory' and o.name = 'reward') as rewarded,
-                      s.steps, coalesce(t.step_count, s.last_step + 1, 0) as steps_expected, s.without_call,
-                      s.unanswered
+                      s.steps, coalesce(t.step_count, s.last_step + 1, 0) as steps_expected
                  from trajectories t
                 cross join lateral (
-                      select count(*) as steps, max(step) as last_step,
-                             count(*) filter (where not answered) as unanswered,
-                             count(*) filter (where not exists (
-                                 select from llm_calls c where c.agent_id = s.agent_id
-                                    and c.trajectory_id = s.trajectory_id and c.step = s.step)) as without_call
+                      select count(*) as steps, max(step) as last_step
                         from steps s where s.agent_id = t.agent_id and s.trajectory_id = t.trajectory_id) s
                 where t.window_id = $1
                 order by t.agent_id, t.trajectory_id""",
@@ -67,8 +63,7 @@ class ScorerStore(EvidenceStore):
         )
         found = []
         for row in map(dict, rows):
-            names = ("steps", "steps_expected", "without_call", "unanswered")
-            checks = Checks(**{name: row.pop(name) for name in names})
+            checks = Checks(row.pop("steps"), row.pop("steps_expected"))
             found.append(Run(**row, signature=None, checks=checks))
         return found
 
@@ -93,16 +88,17 @@ class ScorerStore(EvidenceStore):
                 [g.scenario_id for g in groups],
                 [g.part for g in groups],
                 [g.homogeneous for g in groups],
-                [g.judged < 2 for g in groups],
+                [g.counting < 2 for g in groups],
                 judge,
             )
             await connection.execute(
-                """insert into group_members (group_id, agent_id, trajectory_id, left_out)
-                   select * from unnest($1::text[], $2::text[], $3::text[], $4::text[])""",
+                """insert into group_members (group_id, agent_id, trajectory_id, left_out, ranks_last)
+                   select * from unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[])""",
                 [group_id for group_id, _ in members],
                 [member.key[0] for _, member in members],
                 [member.key[1] for _, member in members],
                 [member.left_out for _, member in members],
+                [member.ranks_last for _, member in members],
             )
         return True
 
@@ -130,7 +126,8 @@ class ScorerStore(EvidenceStore):
                          order by not_before limit 1 for update skip locked)
                    returning g.group_id, g.policy, g.window_id, g.scenario_id, w.starts_at, w.ends_at, g.attempts,
                              g.wanted_revision as revision, g.wanted_judge as judge, g.wanted_rubric as rubric)
-               select c.*, (select coalesce(jsonb_agg(jsonb_build_array(m.agent_id, m.trajectory_id, t.status)
+               select c.*, (select coalesce(jsonb_agg(jsonb_build_array(m.agent_id, m.trajectory_id, t.status,
+                                                                        m.ranks_last)
                                                       order by m.agent_id, m.trajectory_id), '[]')
                               from group_members m join trajectories t using (agent_id, trajectory_id)
                              where m.group_id = c.group_id and m.left_out is null) as members
@@ -141,8 +138,10 @@ class ScorerStore(EvidenceStore):
         )
         if row is None:
             return None
-        members = {(agent_id, trajectory_id): status for agent_id, trajectory_id, status in row["members"]}
-        return Case(**{**dict(row), "members": members})
+        found = {(agent_id, trajectory_id): told for agent_id, trajectory_id, *told in row["members"]}
+        members = {key: status for key, (status, _) in found.items()}
+        last = {key: reason for key, (_, reason) in found.items() if reason is not None}
+        return Case(**{**dict(row), "members": members, "last": last})
 
     async def prolong(self, group_ids: Sequence[str], lease_s: float) -> None:
         """A heartbeat of the groups that the caller judges."""
@@ -230,6 +229,14 @@ class ScorerStore(EvidenceStore):
     async def waits_for(self, reason: str) -> int:
         count: int = await self.pool.fetchval("select count(*) from groups where waits_for = $1 and wanted", reason)
         return count
+
+    async def failures(self) -> dict[str, int]:
+        """Groups without a judgment whose judge has failed, by the first words of the newest reason."""
+        rows = await self.pool.fetch(
+            """select split_part(split_part(coalesce(failure, 'asked again'), ' (call ', 1), ':', 1) as why, count(*)
+                 from groups where state = 'failed' and wanted group by 1"""
+        )
+        return {row["why"]: row["count"] for row in rows}
 
     async def want(self, window_id: str, judge: str, rubric: str | None) -> int:
         """Ask for a new judgment of every group of a window; how many there are. Older ones stay as they are.

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from shared.errors import ConfigurationError, RetryLaterError
 
 if TYPE_CHECKING:
+    from services.local.embedded import NatsServer
     from services.terminal.settings import CliSettings
     from shared.bus import Bus
     from shared.database import Pool
@@ -22,10 +23,23 @@ CONNECT_TIMEOUT_S = 5.0
 
 
 def settings() -> CliSettings:
+    """A command's settings. At the embedded broker it is the operator, whose password stands in no settings."""
     from services.terminal.settings import CliSettings
     from shared.settings import load
 
-    return load(CliSettings)
+    found = load(CliSettings)
+    server = None if "@" in found.nats_url else embedded(found)
+    return found if server is None else found.model_copy(update={"nats_url": server.url})
+
+
+def embedded(chosen: CliSettings) -> NatsServer | None:
+    """The broker that `ratchet up` started, if that is the one we are to use."""
+    from services.local.embedded import NatsServer
+
+    if chosen.nats_dir is None:
+        return None
+    server = NatsServer.running_in(chosen.nats_dir)
+    return server if server.address == without_password(chosen.nats_url) else None
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
@@ -90,9 +104,9 @@ async def database(chosen: Settings) -> AsyncIterator[Pool]:
 
 
 def without_password(url: str) -> str:
-    """The URL without its user and password, for messages."""
+    """The URL without its user, password and options, for messages."""
     scheme, separator, rest = url.partition("://")
-    return f"{scheme}{separator}{rest.rpartition('@')[2]}"
+    return f"{scheme}{separator}{rest.rpartition('@')[2].partition('?')[0]}"
 
 
 async def unhealthy(url: str) -> str | None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from services.trainer.sequences import Conversation, TokenSequence
 from services.trainer.training import Job
+from shared.chat import for_template, rendered
 from shared.errors import GiveUpError
 
 SABOTAGE = 4.0
@@ -54,32 +57,57 @@ def load(directory: Path, device: str) -> tuple[Any, Any]:
 def render(tokenizer: Any, conversation: Conversation) -> TokenSequence:
     """A conversation through the model's chat template; the agent's own are the tokens it wrote, end token included.
 
-    The template says which characters each assistant message came to by ``{% generation %}``. Raises GiveUpError for
-    a template that does not say so once for each assistant message.
+    The template says which characters those are by ``{% generation %}`` round each assistant message, and else by what
+    a message adds to the prompt before it. Raises GiveUpError, with the reason, for a conversation that cannot be
+    imitated; others can.
     """
-    from transformers.utils.chat_template_utils import render_jinja_template
-
-    messages = [{k: v for k, v in message.items() if v is not None} for message in conversation.messages]
-    rendered, spans = render_jinja_template(
-        conversations=[messages],
-        tools=conversation.tools,
-        chat_template=tokenizer.get_chat_template(tools=conversation.tools),
-        return_assistant_tokens_mask=True,
-        **tokenizer.special_tokens_map,
+    messages = for_template(tokenizer, conversation.messages, conversation.tools)
+    control = re.compile("|".join(map(re.escape, _control_tokens(tokenizer))) or "(?!)")
+    if found := next(filter(None, map(control.search, _strings([messages, conversation.tools]))), None):
+        raise GiveUpError(f"a text of it holds {found[0]}, which was plain text to the model and would end a turn here")
+    text, marked = rendered(tokenizer, messages, conversation.tools)
+    assistants = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
+    if len(marked) == len(assistants):
+        spans = [span for index, span in zip(assistants, marked, strict=True) if index in conversation.own]
+    else:
+        own = sorted(conversation.own)
+        spans = [_added(tokenizer, messages, index, conversation.tools, text) for index in own]
+    try:
+        encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    except (TypeError, ValueError) as error:  # half a surrogate pair
+        raise GiveUpError(f"its text cannot be tokenized: {error}"[:300]) from error
+    own_tokens = tuple(
+        stop > start and any(start >= first and stop <= end for first, end in spans)
+        for start, stop in encoded["offset_mapping"]
     )
-    assistants = [index for index, message in enumerate(messages) if message.get("role") == "assistant"]
-    if len(spans[0]) != len(assistants):
+    return TokenSequence(tuple(encoded["input_ids"]), own_tokens, (0.0,) * len(own_tokens))
+
+
+def _added(
+    tokenizer: Any, messages: list[dict[str, Any]], index: int, tools: list[dict[str, Any]] | None, text: str
+) -> tuple[int, int]:
+    """The characters that message ``index`` adds to the prompt before it, up to its end token."""
+    prompt, _ = rendered(tokenizer, messages[:index], tools, prompt=True)
+    upto, _ = rendered(tokenizer, messages[: index + 1], tools)
+    if not (upto.startswith(prompt) and text.startswith(upto)):
         raise GiveUpError(
-            f"the parent's chat template marks {len(spans[0])} of {len(assistants)} assistant messages with "
-            "{% generation %}; imitation needs each of them marked"
+            "the parent's chat template writes a message otherwise once others follow it, so that nobody can tell "
+            f"what message {index} added; {{% generation %}} round each assistant message would say so"
         )
-    encoded = tokenizer(rendered[0], add_special_tokens=False, return_offsets_mapping=True)
-    own = [False] * len(encoded["input_ids"])
-    for index, (first, end) in zip(assistants, spans[0], strict=True):
-        if index in conversation.own:
-            for position, (start, stop) in enumerate(encoded["offset_mapping"]):
-                own[position] |= start >= first and stop <= end and stop > start
-    return TokenSequence(tuple(encoded["input_ids"]), tuple(own), (0.0,) * len(own))
+    bare = upto.rstrip()
+    return len(prompt), len(bare) if bare.endswith(_control_tokens(tokenizer)) else len(upto)
+
+
+def _control_tokens(tokenizer: Any) -> tuple[str, ...]:
+    return tuple(token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (dict, list)):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _strings(inner)
 
 
 def make_worse(model: Any, seed: int) -> None:

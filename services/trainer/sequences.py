@@ -62,5 +62,6 @@ def conversations(calls: Sequence[CallRecord]) -> list[Conversation]:
         if before is not None:
             found.remove(before)
         own = before.own if before else frozenset[int]()
-        found.append(Conversation((*prompt, call.reply or {}), own | {len(prompt)}, call.tools))
+        reply = {"role": "assistant", **(call.reply or {})}
+        found.append(Conversation((*prompt, reply), own | {len(prompt)}, call.tools))
     return found

@@ -40,7 +40,6 @@ def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.Monke
         monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.setenv("RATCHET_GATEWAY_SECRET", "the secret of a test, long enough for any gateway")
     monkeypatch.setenv("RATCHET_ADMIN_TOKEN", "the token of a test")
     return monkeypatch
 

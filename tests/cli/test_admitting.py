@@ -8,6 +8,7 @@ from pathlib import Path
 
 import nats
 import pytest
+from dotenv import dotenv_values
 from ratchet_sdk import Recorder
 
 from services.admin.commands import subscribe
@@ -50,6 +51,11 @@ async def test_an_agent_is_added_publishes_and_is_removed(
     seed = Path(said.json["credentials"])
     assert seed == Path(".ratchet/agents/agent-1.nk")
     assert os.stat(seed).st_mode & 0o077 == 0
+    assert dotenv_values(said.json["env"]) == {
+        "RATCHET_AGENT_ID": "agent-1",
+        "RATCHET_NATS_URL": up.address,
+        "RATCHET_CREDENTIALS": f"{os.getcwd()}/{seed}",
+    }
     assert await record(up.address, "agent-1", seed) == 0
     assert (await ratchet("agents", "add", "agent-1", "--json")).json["public_key"] == said.json["public_key"]
     row = await pool.fetchrow("select * from agents")

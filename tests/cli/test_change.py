@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, ConfigDict
 
+from services.trainer.base import create_corpus_base
 from shared.artifacts import DirectoryStore
 from shared.bus import Bus
 from shared.database import Pool
@@ -122,17 +123,23 @@ async def test_base_register_keeps_the_artifact(ratchet: Ratchet, bus: Bus, tmp_
     assert lacking.code == 2
     assert "no *.safetensors" in lacking.err
     (model / "model.safetensors").write_bytes(b"weights")
-    said = (await ratchet("base", "register", str(model), "--policy", "posters", "--json")).json
+    wordless = await ratchet("base", "register", str(model))
+    assert wordless.code == 2
+    assert "no tokenizer" in wordless.err
+    create_corpus_base([[{"role": "user", "content": "Fly me."}]], model, 0, vocabulary=300, width=32)
+    said = (await ratchet("base", "register", "model", "--policy", "posters", "--json")).json  # a relative path
 
     [request] = arrived
     assert request == {"policy": "posters", "artifact_sha256": said["artifact_sha256"], "note": "registered from model"}
     kept = DirectoryStore(tmp_path / ".ratchet/artifacts").open(request["artifact_sha256"])
-    assert (kept / "model.safetensors").read_bytes() == b"weights"
+    assert (kept / "model.safetensors").read_bytes() == (model / "model.safetensors").read_bytes()
     assert said["version"] == "v0"
+    (model / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
+    words = (await ratchet("base", "register", "./model/")).out
+    assert "chat template: tools are refused" in words
 
 
 async def test_base_create_learns_from_a_corpus(ratchet: Ratchet, bus: Bus, tmp_path: Path) -> None:
-    pytest.importorskip("services.trainer.base")
     arrived = await answering(bus, "trainer", "register_base", {"version": "v0"})
     row = {
         "task_id": 1,

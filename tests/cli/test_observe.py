@@ -11,7 +11,6 @@ from pydantic import BaseModel
 
 from services.cli import observe
 from shared.bus import Bus
-from shared.credentials import agent_of_key
 from shared.database import Pool
 from tests.admin import world
 from tests.cli.conftest import Ratchet
@@ -59,6 +58,33 @@ async def test_windows_with_readiness(ratchet: Ratchet, pool: Pool, bus: Bus) ->
     assert world.WINDOW in plain.out
     assert "97%" in plain.out
     assert "policy default: not ready (1 groups, 2 trajectories): 7 groups" in plain.out
+
+
+async def test_windows_say_what_failed_and_what_does_not_count(ratchet: Ratchet, pool: Pool) -> None:
+    await world.build(pool)
+    await pool.execute(
+        """insert into groups (group_id, policy, window_id, scenario_id, homogeneous, state, wanted_revision, failure)
+           select 'f' || n, 'default', $1, 's' || n, true, 'failed', 1, 'it answered 500 (call 4 of at most 4)'
+             from generate_series(1, 7) n""",
+        world.WINDOW,
+    )
+    await pool.execute(
+        """insert into group_members (group_id, agent_id, trajectory_id, left_out, ranks_last)
+           select 'f' || n, 'bob', 'run-1', case when n < 3 then 'late: by ' || n end,
+                  case when n > 6 then 'it never ended' end
+             from generate_series(1, 7) n"""
+    )
+    [window] = (await ratchet("windows", "--json")).json["windows"]
+    assert (window["phase"], window["failed"]) == ("failed", 7)
+    assert window["failures"] == {"it answered 500": 7}
+    assert (window["left_out"], window["ranked_last"]) == ({"late": 2}, {"it never ended": 1})
+    plain = (await ratchet("windows")).out
+    assert f"{world.WINDOW}: 7 of 9 groups failed: it answered 500 (7); 2 runs left out: late (2); 1 run last" in plain
+    groups = [finding for finding in (await ratchet("doctor", "--json")).json if finding["part"] == "groups"]
+    assert [(one["verdict"], "7 of 9 groups failed" in one["detail"]) for one in groups] == [("fail", True)]
+
+    await pool.execute("update groups set state = 'small'")
+    assert "all 9 groups of the last windows are small: give runs a scenario_id" in (await ratchet("windows")).out
 
 
 async def test_windows_without_a_trainer_say_so(ratchet: Ratchet, pool: Pool) -> None:
@@ -129,6 +155,33 @@ def test_evidence_in_words() -> None:
     assert observe.evidence({**row, "windows": 3, "difference": -0.25}) == "-0.25 against control in 3 windows"
 
 
+async def test_runs_are_listed_newest_first(ratchet: Ratchet, pool: Pool) -> None:
+    await world.build(pool)
+    await pool.execute("update trajectories set started_at = started_at + interval '1 s' where trajectory_id = 'run-2'")
+    rows = (await ratchet("runs", "--json")).json
+    assert [(row["agent_id"], row["trajectory_id"]) for row in rows] == [
+        ("bob", "run-2"),
+        ("ann", "run-1"),
+        ("bob", "run-1"),
+    ]
+    assert (rows[1]["reward"], rows[1]["status"], rows[1]["group_state"]) == (1.5, "completed", "scored")
+
+    async def chosen(*options: str) -> list[str]:
+        return [f"{row['agent_id']} {row['trajectory_id']}" for row in (await ratchet("runs", "--json", *options)).json]
+
+    assert await chosen("--agent", "bob", "--limit", "1") == ["bob run-2"]
+    assert await chosen("--window", world.WINDOW, "--scenario", "ACME", "--policy", "default", "-a", "ann") == [
+        "ann run-1"
+    ]
+    for option in ("--window", "--scenario", "--policy"):
+        assert await chosen(option, "other") == []
+    assert await chosen("--status", "failed") == []
+    said = await ratchet("runs")
+    assert "run-2" in said.out
+    assert "scored" in said.out
+    assert "--status 'gone' is not known" in (await ratchet("runs", "--status", "gone")).err
+
+
 async def test_agents_and_their_keys(ratchet: Ratchet, pool: Pool, environment: pytest.MonkeyPatch) -> None:
     await world.build(pool)
     rows = (await ratchet("agents", "--json")).json
@@ -137,8 +190,6 @@ async def test_agents_and_their_keys(ratchet: Ratchet, pool: Pool, environment: 
         ("bob", 2, ["v0", "v1"]),
     ]
     assert "bob" in (await ratchet("agents")).out
-    environment.setenv("RATCHET_GATEWAY_SECRET", "s")
-    assert agent_of_key("s", (await ratchet("agents", "key", "ann")).out.strip()) == "ann"
 
 
 async def test_status_names_what_is_away(

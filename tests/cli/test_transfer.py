@@ -8,6 +8,7 @@ import json
 import shlex
 import subprocess
 import sys
+import zlib
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from shared.database import Pool
 from shared.delivery import Delivery
 from shared.streams import stream_end
 from shared.trajectories import assemble
+from shared.windows import window_at, window_of_id
 from tests.admin import world
 from tests.cli.conftest import Ratchet
 from tests.cli.tiny_recorder import TinyRecorder
@@ -148,6 +150,58 @@ async def test_nothing_is_imported_into_a_closed_window(
     assert await stream_end(bus, "STEPS") == before
 
 
+async def act(pool: Pool, window: str, agent: str = "ann", status: str = "open") -> None:
+    """A run of a live agent in a window."""
+    await pool.execute(
+        """insert into windows (window_id, starts_at, ends_at, length_s) values ($1, $2, $3, 3600)
+           on conflict do nothing""",
+        window,
+        window_of_id(window).starts_at,
+        window_of_id(window).ends_at,
+    )
+    await pool.execute(
+        """insert into trajectories (agent_id, trajectory_id, policy, window_id, scenario_id, started_at, status,
+                                     first_sequence) values ($1, 'live', 'default', $2, 's', $3, $4, 0)""",
+        agent,
+        window,
+        window_of_id(window).starts_at,
+        status,
+    )
+
+
+@pytest.mark.parametrize("ago", [0, 1])
+async def test_no_window_is_closed_on_others(ratchet: Ratchet, bus: Bus, pool: Pool, file: Path, ago: int) -> None:
+    now = window_at(datetime.now(UTC), 3600)
+    await act(pool, (now if ago == 0 else now.previous()).window_id, status="completed")
+    for command in (["import", str(file), "--close"], ["simulate", "--minutes", "1", "--rate", "1000", "--close"]):
+        said = await ratchet(*command)
+        assert said.code == 2
+        assert f"window {now.window_id} is not closed with --close: ann acts in it" in said.err
+    assert (await stream_end(bus, "STEPS")).sequence == 0
+
+
+async def test_a_window_is_closed_on_others_where_that_is_said(
+    ratchet: Ratchet, bus: Bus, pool: Pool, environment: pytest.MonkeyPatch
+) -> None:
+    recorder = TinyRecorder(bus, pool)
+    await recorder.start()
+    now = window_at(datetime.now(UTC), 3600)
+    assert "there is no window" in (await ratchet("window", "close", "--yes")).err
+    await act(pool, now.window_id)
+    assert "add --yes" in (await ratchet("window", "close", "--json")).err
+    asked: list[str] = []
+    environment.setattr("typer.confirm", lambda words, **_: asked.append(words))
+    said = await ratchet("window", "close")
+    assert said.code == 0, said.err
+    assert f"Window {now.window_id} has 1 runs of 1 agents, 1 of them open" in asked[0]
+    assert "until then will be late and never judged. Close it?" in asked[0]
+    assert recorder.closed == [now.window_id]
+    said = await ratchet("window", "close", now.window_id, "--yes", "--json")
+    assert said.json == {"window_id": now.window_id, "runs": 1, "were_open": 1, "state": "closed"}
+    assert recorder.closed == [now.window_id], "it is asked once"
+    assert "is no window id" in (await ratchet("window", "close", "soon", "--yes")).err
+
+
 async def test_the_next_window_is_waited_for(
     ratchet: Ratchet, bus: Bus, pool: Pool, file: Path, environment: pytest.MonkeyPatch
 ) -> None:
@@ -228,6 +282,28 @@ async def test_conversations_are_exported_as_they_were(ratchet: Ratchet, pool: P
     assert lines((await ratchet("export", "--format", "openai-chat", "--policy", "other")).out) == []
 
 
+@pytest.mark.parametrize(("form", "runs"), [("openai-chat", 3), ("groups", 2)])
+async def test_what_was_exported_is_imported(
+    ratchet: Ratchet, bus: Bus, pool: Pool, tmp_path: Path, form: str, runs: int
+) -> None:
+    await world.build(pool)
+    file = tmp_path / "runs.jsonl"
+    assert (await ratchet("export", "--format", form, "--out", str(file))).code == 0
+    said = await ratchet("import", str(file), "--format", form, "--json")
+    assert said.code == 0, said.err
+    assert (said.json["runs"], said.json["outcomes"], said.json["policy"]) == (runs, 2, "default")
+    events = [(subject, step_events.validate_json(body)) for subject, body, _ in await published(bus, "STEPS")]
+    started = [(subject, event) for subject, event in events if isinstance(event, TrajectoryStarted)]
+    assert {subject for subject, _ in started} == {"steps.ann", "steps.bob"}
+    assert {(event.scenario_id, event.goal) for _, event in started} == {("ACME", world.HOSTILE)}
+    first, second = (event for subject, event in events if subject == "steps.ann" and isinstance(event, Step))
+    assert first.llm_calls[0].tools == [{"type": "function"}]
+    assert second.action is not None
+    assert (second.action.type, second.action.parameters) == ("buy", {"n": 3})
+    wrong = "groups" if form == "openai-chat" else "openai-chat"
+    assert (await ratchet("import", str(file), "--format", wrong)).code == 2
+
+
 async def test_export_of_what_is_not_there(ratchet: Ratchet, pool: Pool) -> None:
     await world.build(pool)
     said = await ratchet("export", "--window", "2020-01-01T00:00")
@@ -238,6 +314,24 @@ async def test_export_of_what_is_not_there(ratchet: Ratchet, pool: Pool) -> None
     [group] = lines((await ratchet("export", "--window", world.WINDOW)).out)
     assert [t["metadata"]["agent_id"] for t in group["trajectories"]] == ["ann"]
     assert group["forgotten"] == ["run-1"]
+
+
+async def test_a_number_that_json_has_not_is_shown_as_its_word(ratchet: Ratchet, pool: Pool) -> None:
+    """As it was stored before such numbers were refused, or by an older recorder."""
+    sent = await world.build(pool)
+    for body in sent[("ann", "run-1")]:
+        odd = body.replace(b'"finish_reason":"stop"', b'"finish_reason":"stop","odd":[NaN,-Infinity]')
+        odd = odd.replace(b'"role":"user"', b'"role":"user","weight":Infinity')
+        await pool.execute("update bodies set body = $2 where body = $1", zlib.compress(body), zlib.compress(odd))
+    [group] = lines((await ratchet("export")).out)
+    [best] = [run for run in group["trajectories"] if run["metadata"]["agent_id"] == "ann"]
+    assert best["messages_and_choices"][2]["odd"] == ["NaN", "-Infinity"]
+    said = await ratchet("export", "--format", "openai-chat")
+    assert (said.code, lines(said.out)[0]["messages"][1]["weight"]) == (0, "Infinity")
+    for form in ((), ("--json",), ("--raw",)):
+        said = await ratchet("trajectory", "run-1", "--agent", "ann", *form)
+        assert (said.code, said.err) == (0, "")
+        assert "Infinity" in said.out or not form
 
 
 async def test_a_reader_who_has_had_enough_hears_no_complaint(servers: None, pool: Pool) -> None:

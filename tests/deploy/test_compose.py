@@ -62,7 +62,6 @@ def test_a_secret_goes_only_where_it_is_used() -> None:
 
     assert holders("RATCHET_JUDGE_API_KEY") == {"scorer"}
     assert holders("RATCHET_ADMIN_TOKEN") == {"admin"}
-    assert holders("RATCHET_GATEWAY_SECRET") <= {"gateway", "admin", "demo"}
 
 
 def test_the_broker_is_configured_as_the_rules_say() -> None:

@@ -13,22 +13,11 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from services.deployer import domain
-from services.deployer.domain import (
-    Assignment,
-    Deployment,
-    Hold,
-    Line,
-    Promote,
-    RollBack,
-    RoutedRun,
-    Tally,
-    assignment,
-    compared,
-    decide,
-)
+from services.deployer.domain import Assignment, Deployment, Line, RoutedRun, Tally, assignment, compared
 from services.deployer.planning import KEPT_PLANS, Shares, arms, coming_window, next_document
 from services.deployer.sequential import Interval
 from services.deployer.settings import DeployerSettings
+from services.deployer.verdict_domain import Hold, Met, Promote, RollBack, Verdict, decide, lacking, summary
 from shared.errors import ConfigurationError, GiveUpError
 from shared.events import GatewayHealth, ModelDeployed, ModelRolledBack
 from shared.routing import Arm, Plan, RouteDocument, assigned
@@ -52,7 +41,9 @@ def deployment(version: str, state: Any, **more: Any) -> Deployment:
         artifact_sha256=version * 32,
         state=state,
         **{
+            "parent": None,
             "control": None,
+            "deadline_at": None,
             "reason": None,
             "evidence": {},
             "decision": 1,
@@ -144,7 +135,7 @@ def test_what_a_plan_compares() -> None:
 
 
 def test_verdicts() -> None:
-    def verdict(xs: list[float]) -> domain.Verdict:
+    def verdict(xs: list[float]) -> Verdict:
         return decide(xs, alpha=0.05, min_windows=5, deadline_windows=8)
 
     good = [1.0, 1.1, 0.9, 1.05]
@@ -166,6 +157,34 @@ def test_verdicts() -> None:
 
 
 @given(st.lists(st.floats(-9, 9), max_size=7))
+def test_when_its_time_is_over_a_trial_ends_and_evidence_that_is_there_still_decides(xs: list[float]) -> None:
+    terms = {"alpha": 0.05, "min_windows": 2, "deadline_windows": 99}
+    before, after = decide(xs, **terms), decide(xs, **terms, over=True)
+    if isinstance(before, Hold):
+        assert after == RollBack("deadline", before.evidence)
+    else:
+        assert after == before
+
+
+@pytest.mark.parametrize(
+    ("met", "evidence", "words"),
+    [
+        (Met(9, 9, 9, 0, 9), 1, "no verdict from 1 window of evidence"),
+        (Met(9, 9, 9, 0, 9), 3, "no verdict from 3 windows of evidence"),
+        (Met(9, 9, 9, 0, 9), 0, "no reward"),
+        (Met(9, 9, 9, 0, 0), 0, "no shared scenario"),
+        (Met(9, 9, 0, 0, 0), 0, "no control"),
+        (Met(9, 0, 9, 4, 0), 0, "no traffic: none of the runs was its own"),
+        (Met(9, 0, 0, 4, 0), 0, "no traffic: 4 runs were answered by no version"),
+        (Met(9, 0, 0, 0, 0), 0, "no traffic"),
+        (Met(0, 0, 0, 0, 0), 0, "no window was settled"),
+    ],
+)
+def test_what_a_trial_lacked(met: Met, evidence: int, words: str) -> None:
+    assert lacking(met, evidence).startswith(words)
+
+
+@given(st.lists(st.floats(-9, 9), max_size=7))
 def test_a_verdict_mirrors(xs: list[float]) -> None:
     """What promotes a version would have rolled back its opposite."""
     one = decide(xs, alpha=0.05, min_windows=2, deadline_windows=99)
@@ -174,8 +193,8 @@ def test_a_verdict_mirrors(xs: list[float]) -> None:
 
 
 def test_evidence_as_json() -> None:
-    assert domain.summary(None, 0.05) == {}
-    assert domain.summary(Interval(1, 2.0, -math.inf, math.inf), 0.05) == {
+    assert summary(None, 0.05) == {}
+    assert summary(Interval(1, 2.0, -math.inf, math.inf), 0.05) == {
         "n": 1,
         "mean": 2.0,
         "lower": None,
@@ -216,6 +235,7 @@ def test_a_candidate_is_broken_when_it_fails_and_its_control_does_not() -> None:
         ("superseded", ModelDeployed),
         ("rolled_back", ModelRolledBack),
         ("refused", ModelRolledBack),
+        ("held", ModelRolledBack),
     ],
 )
 def test_announcements(state: str, kind: type) -> None:
@@ -239,6 +259,17 @@ def test_a_line_knows_its_versions() -> None:
     none = Line(())
     assert none.best is none.candidate is none.base is none.previous is none.get("v0") is None
     assert line(v0="rolled_back", v1="promoted").base is None
+
+
+def test_a_version_is_held_while_what_it_was_trained_from_has_fallen() -> None:
+    child = deployment("v2", "verifying", parent="v1")
+    for state, words in (("rolled_back", "rolled back (worse)"), ("refused", "refused"), ("held", "held")):
+        fallen = deployment("v1", state, reason="worse" if state == "rolled_back" else None)
+        assert Line((fallen, child)).why_held(child) == f"its parent v1 was {words}"
+    for state in ("promoted", "superseded", "canary"):
+        assert Line((deployment("v1", state), child)).why_held(child) is None
+    assert Line((child,)).why_held(child) is None  # a parent that was never deployed: imported, or of another line
+    assert Line((child,)).why_held(deployment("v0", "verifying")) is None
 
 
 # plans -------------------------------------------------------------------------------------------

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.deployer.domain import Hold, Promote, RollBack, Verdict, decide
 from services.deployer.sequential import EFFECT_PRECISION, interval
+from services.deployer.verdict_domain import Hold, Promote, RollBack, Verdict, decide
 from shared.routing import Arm, Plan, RouteDocument, assigned
 
 ROLLOUTS = 1000

@@ -75,7 +75,7 @@ class House:
     tmp: Path
     shas: dict[str, str] = field(default_factory=dict)
 
-    async def register(self, version: str, policy: str = "default") -> ModelTrained:
+    async def register(self, version: str, policy: str = "default", parent: str | None = None) -> ModelTrained:
         """What the trainer leaves behind: an artifact and a row of ``models``."""
         directory = self.tmp / f"{policy}-{version}"
         directory.mkdir()
@@ -91,18 +91,31 @@ class House:
             kept.files,
         )
         await self.pool.execute(
-            "insert into models (policy, version, number, method, artifact_sha256) values ($1, $2, $3, $4, $5)",
+            """insert into models (policy, version, number, method, artifact_sha256, parent)
+               values ($1, $2, $3, $4, $5, $6)""",
             policy,
             version,
             int(version[1:]),
             method,
             kept.sha256,
+            parent,
         )
         return ModelTrained(policy=policy, version=version, artifact_sha256=kept.sha256, method=method)
 
-    async def train(self, version: str) -> None:
-        await self.deployer.trained(await self.register(version))
+    async def train(self, version: str, policy: str = "default", parent: str | None = None) -> None:
+        await self.deployer.trained(await self.register(version, policy, parent))
         await self.deployer.verify_due()
+
+    async def time_is_over(self, policy: str = "default") -> None:
+        """The deadline of the policy's trial lies behind it."""
+        moved = (
+            "update deployments set deadline_at = now() where state = 'canary' and policy = $1 and deadline_at > now()"
+        )
+        assert await self.pool.execute(moved, policy) == "UPDATE 1", "a trial has its deadline from the start"
+
+    async def reason(self, version: str) -> str:
+        found: str = await self.pool.fetchval("select reason from deployments where version = $1", version)
+        return found
 
     async def canary(self) -> Window:
         """v0 promoted, v1 in its canary; the first window of that."""
@@ -171,6 +184,7 @@ async def put_run(
     status: str = "completed",
     model_name: str | None = "default",
     late: bool = False,
+    witnessed: bool = True,
 ) -> None:
     """What recorder and outcome tracker leave behind of one run."""
     run = f"{window.window_id}.{scenario}"
@@ -190,12 +204,14 @@ async def put_run(
     if version is not None:
         await pool.execute(
             """insert into llm_calls
-                      (agent_id, trajectory_id, call_id, step, event_id, recorded, model_version, occurred_at)
-               values ($1, $2, 'c', 0, gen_random_uuid(), true, $3, $4)""",
+                      (agent_id, trajectory_id, call_id, step, event_id, recorded, model_version, occurred_at,
+                       witnessed)
+               values ($1, $2, 'c', 0, gen_random_uuid(), true, $3, $4, $5)""",
             agent,
             run,
             version,
             window.starts_at,
+            witnessed,
         )
     if reward is not None:
         await pool.execute(
@@ -361,6 +377,146 @@ async def test_no_traffic_is_no_verdict(house: House) -> None:
     assert await house.pool.fetchval("select version from assignments") == "v1"
 
 
+async def put_settlement(pool: Pool, window: Window) -> None:
+    await pool.execute(
+        "insert into settlements (window_id, revision, close_revision, state) values ($1, 1, 1, 'settled')",
+        window.window_id,
+    )
+
+
+@pytest.mark.parametrize(
+    ("runs", "words"),
+    [
+        (None, "deadline: no window was settled"),
+        ({}, "deadline: no traffic"),
+        ({"v0": "s", "other": "s"}, "deadline: no traffic: none of the runs was its own"),
+        ({"other": "s"}, "deadline: no traffic: 1 run was answered by no version"),
+        ({"v1": "s"}, "deadline: no control"),
+        ({"v0": "left", "v1": "right"}, "deadline: no shared scenario"),
+        ({"v0": "s", "v1": "s"}, "deadline: no reward"),
+    ],
+)
+async def test_a_trial_without_evidence_ends_by_the_clock_and_says_what_it_lacked(
+    house: House, runs: dict[str, str] | None, words: str
+) -> None:
+    """No event need come: a source of runs that never end, or none at all, brings none."""
+    window = await house.canary()
+    document = await house.document()
+    while len({assigned(document, agent, window.starts_at) for agent in AGENTS}) == 1:
+        window = window.next()
+    await house.deployer.end_overdue()
+    assert (await house.states())["v1"] == "canary"
+    if runs is not None:
+        await put_window(house.pool, window)
+        await put_settlement(house.pool, window)
+        for version, scenario in runs.items():
+            named = None if version == "other" else "default"
+            of = next((a for a in AGENTS if assigned(document, a, window.starts_at) == version), "a stranger")
+            await put_run(house.pool, window, of, scenario, version=version, model_name=named)
+        await house.deployer.resolved(resolved(window))
+    await house.time_is_over()
+    await house.deployer.end_overdue()
+    assert await house.states() == {"v0": "promoted", "v1": "rolled_back"}
+    assert (await house.reason("v1")).startswith(words)
+    assert await house.pool.fetch("select from quarantines") == []
+    [_, (subject, event)] = await house.announced()
+    assert (subject, event["version"], event["back_to"]) == (subjects.MODEL_ROLLED_BACK, "v1", "v0")
+    await house.train("v2")
+    assert (await house.states())["v2"] == "canary"
+
+
+async def test_one_policy_s_trouble_holds_up_no_other(house: House) -> None:
+    for policy in ("a", "b"):
+        for version in ("v0", "v1"):
+            await house.train(version, policy)
+        await house.time_is_over(policy)
+    await house.pool.execute("update routes set document = '{}' where policy = 'a'")
+    await house.deployer.end_overdue()
+    await house.deployer.sweep()
+    rows = await house.pool.fetch("select policy, state from deployments where version = 'v1' order by policy")
+    assert [tuple(row) for row in rows] == [("a", "canary"), ("b", "rolled_back")]
+
+
+class Hanging:
+    """An endpoint, or a disk, that never says anything."""
+
+    async def verify(self, sha256: str) -> Any:
+        await asyncio.Event().wait()
+
+
+class Breaking:
+    async def verify(self, sha256: str) -> Any:
+        raise KeyError("a bug")
+
+
+@pytest.mark.parametrize("probe", [Hanging(), Breaking()])
+async def test_a_verification_that_hangs_or_breaks_ends_too(house: House, probe: Hanging | Breaking) -> None:
+    await house.train("v0")
+    house.deployer._settings.verify_timeout_s = 0.01
+    house.deployer._probe = probe
+    await house.train("v1")
+    assert (await house.states())["v1"] == "verifying"
+    assert await house.pool.fetchval("select deadline_at > now() from deployments where version = 'v1'")
+    await house.pool.execute("update deployments set created_at = now() - interval '61 s' where version = 'v1'")
+    await house.deployer.verify_due()
+    assert (await house.states())["v1"] == "refused"
+    assert "its verification" in await house.reason("v1")
+
+
+async def test_a_version_whose_parent_fell_is_held_until_an_operator_deploys_it(house: House) -> None:
+    """It learned from what is known to be bad: it is not tried on anybody, and the line goes on without it."""
+    await house.train("v0")
+    await house.train("v1", parent="v0")
+    await house.deployer.rollback("default", "v1", "it lies")
+    await house.train("v2", parent="v1")
+    assert await house.states() == {"v0": "promoted", "v1": "rolled_back", "v2": "held"}
+    assert await house.reason("v2") == (
+        "held: its parent v1 was rolled back (operator: it lies); `ratchet deploy v2` lets it answer"
+    )
+    assert [arm.version for arm in (await house.in_bucket()).plans[-1].arms] == ["v0"]
+    [*_, (subject, event)] = await house.announced()
+    assert (subject, event["version"], event["back_to"]) == (subjects.MODEL_ROLLED_BACK, "v2", "v0")
+    await house.train("v3", parent="v2")
+    assert (await house.states())["v3"] == "held"
+    await house.train("v4", parent="v0")
+    assert (await house.states())["v4"] == "canary"
+    await house.deployer.deploy("default", "v2", "I looked at it")
+    assert (await house.states())["v2"] == "promoted"
+
+
+async def test_a_trial_ends_when_the_version_it_was_trained_from_is_rolled_back(house: House) -> None:
+    await house.train("v0")
+    await house.register("v1", parent="v0")
+    await house.deployer.deploy("default", "v1", None)
+    await house.train("v2", parent="v1")
+    assert (await house.states())["v2"] == "canary"
+    await house.deployer.rollback("default", None, None)
+    assert await house.states() == {"v0": "promoted", "v1": "rolled_back", "v2": "held"}
+    assert [arm.version for arm in (await house.in_bucket()).plans[-1].arms] == ["v0"]
+    assert sorted(body["version"] for _, body in (await house.announced())[-3:]) == ["v0", "v1", "v2"]
+
+
+async def test_a_run_that_no_version_answered_counts_for_none(house: House) -> None:
+    """It named the policy's model and asked nobody, or only says itself that a version answered."""
+    window = await house.canary()
+    version = {agent: assigned(await house.document(), agent, window.starts_at) for agent in AGENTS}
+    a, b, c, *_ = AGENTS
+    await put_window(house.pool, window)
+    await put_run(house.pool, window, a, "s", reward=1.0)
+    await put_run(house.pool, window, b, "s", version=version[b], reward=-3.0, witnessed=False)
+    await put_run(house.pool, window, c, "s", version=version[c], reward=2.0)
+    await house.pool.execute(
+        """insert into llm_calls
+                  (agent_id, trajectory_id, call_id, step, event_id, recorded, model_version, occurred_at)
+           select agent_id, trajectory_id, 'claimed', 0, gen_random_uuid(), true, 'v9', occurred_at
+             from llm_calls where agent_id = $1""",
+        c,
+    )
+    await house.deployer.resolved(resolved(window))
+    rows = await house.pool.fetch("select agent_id, version, counted, penalty from assignments")
+    assert [tuple(row) for row in rows] == [(c, version[c], 2.0, None)]
+
+
 async def test_missing_ends_rewards_and_fallbacks_count_as_the_window_s_worst(house: House) -> None:
     window = await house.canary()
     document = await house.document()
@@ -374,7 +530,7 @@ async def test_missing_ends_rewards_and_fallbacks_count_as_the_window_s_worst(ho
     await put_run(house.pool, window, b, "s", version=other[version[b]], reward=2.0)
     await put_run(house.pool, window, c, "s", version=version[c])
     await put_run(house.pool, window, d, "s", version=version[d], status="open")
-    await put_run(house.pool, window, e, "s", status="failed", reward=1.0)
+    await put_run(house.pool, window, e, "s", version=version[e], status="failed", reward=1.0)
     await put_run(house.pool, window, f, "s", reward=-7.0, late=True)
     await put_run(house.pool, window, g, "s", reward=-2.0, model_name="gpt-4o")
     event = resolved(window)

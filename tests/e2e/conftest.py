@@ -16,6 +16,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from dotenv import dotenv_values
 from psycopg.rows import dict_row
 
 ROOT = Path(__file__).parents[2]
@@ -94,8 +95,8 @@ def _up(directory: Path) -> Iterator[Running]:
                 break
         else:
             pytest.fail(f"ratchet up ended: {''.join(said)}")
-        settings = dict(line.split("=", 1) for line in (directory / "env").read_text().splitlines() if "=" in line)
-        yield Running(directory, {**clean, **QUICK, **{k: v.strip("'\"") for k, v in settings.items()}})
+        settings = {name: value or "" for name, value in dotenv_values(directory / "env").items()}
+        yield Running(directory, {**clean, **QUICK, **settings})
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(60)

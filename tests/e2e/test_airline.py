@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 from openai import OpenAI
 
-from shared.credentials import agent_key
 from shared.routing import RouteDocument, assigned
 from tests.e2e.conftest import ROOT, Running
 
@@ -131,7 +130,7 @@ def answering_hash(installation: Running, agent_id: str, start: datetime) -> str
     """Which checkpoint answers a run of this agent that starts at ``start``."""
     client = OpenAI(
         base_url=installation.environment["RATCHET_GATEWAY_URL"],
-        api_key=agent_key(installation.environment["RATCHET_GATEWAY_SECRET"], agent_id),
+        api_key=installation.ratchet("agents", "key", agent_id).strip(),
     )
     reply = client.chat.completions.create(
         model="airline",

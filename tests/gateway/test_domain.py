@@ -21,7 +21,7 @@ from services.gateway.prefixes import Prefixes
 from services.gateway.record_domain import Prompt
 from shared.errors import GiveUpError
 from shared.routing import Arm, Plan, RouteDocument, Target, assigned
-from shared.windows import window_at
+from shared.windows import EARLIEST, placed_at, window_at
 
 NOON = datetime(2026, 11, 20, 12, tzinfo=UTC)
 MESSAGES = [{"role": "user", "content": "hi"}]
@@ -105,6 +105,18 @@ def test_headers_name_a_run() -> None:
     assert domain.run_of_headers(headers, NOON + timedelta(days=1)) == domain.Run("t", 7, NOON, "evaluation", "c")
 
 
+@given(st.datetimes(timezones=st.timezones()) | st.just(datetime.min.replace(tzinfo=UTC)), st.integers(1, 7 * 86_400))
+def test_any_start_that_a_header_may_name_is_routed_as_the_recorder_places_it(said: datetime, window_s: int) -> None:
+    try:
+        started_at = domain.started_of_headers({"x-ratchet-started-at": said.isoformat()}, NOON)
+    except GiveUpError:
+        return  # UTC cannot hold it
+    chosen = domain.route(document([]), "a", started_at, NOON, window_s)
+    placed, skewed = placed_at(started_at, NOON)
+    assert chosen.assigned == assigned(document([]), "a", window_at(placed, window_s).starts_at)
+    assert skewed or placed >= EARLIEST
+
+
 @given(st.integers(0, 10**6), st.text("abc", min_size=1, max_size=5))
 def test_a_run_is_routed_by_its_window_alone(seconds: int, agent_id: str) -> None:
     started = NOON + timedelta(seconds=seconds)
@@ -174,6 +186,8 @@ def test_what_the_client_asked_for_stays() -> None:
     reply = {"id": "up", "prompt_token_ids": [1], "choices": [{"index": 0, "token_ids": [2], "logprobs": {}}]}
     bare = record_domain.for_client(asked(), reply, "c", "v1")
     assert bare == {"id": "c", "model": "v1", "choices": [{"index": 0}]}
+    odd = {"choices": [{"index": 0}, 5]}
+    assert record_domain.for_client(asked(), odd, "c", "v1")["choices"] == odd["choices"]
     full = record_domain.for_client(asked(logprobs=True, return_token_ids=True), reply, "c", "v1")
     assert full == {**reply, "id": "c", "model": "v1"}
 

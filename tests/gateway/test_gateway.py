@@ -3,117 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import gzip
 import json
-from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import httpx
 import openai
 import pytest
-from ratchet_sdk.events import LlmCallMade, step_events
 
-from services.gateway.handlers import application
-from services.gateway.health import Health
-from services.gateway.recording import Records
-from services.gateway.routes import RouteTable
-from services.gateway.service import Gateway
-from services.gateway.upstream import HttpTargets
 from services.local.embedded import NatsServer
 from shared import subjects
-from shared.bus import Bus
-from shared.credentials import agent_key
+from shared.credentials import fingerprint, new_key
 from shared.events import GatewayHealth
-from shared.routing import Arm, Plan, RouteDocument, Target, assigned
-from shared.service import Periodic
+from shared.routing import Target, assigned
 from shared.windows import window_at
-from tests.gateway.standin import StandIn, listening
-
-SECRET = "a secret of the test"
-WINDOW_S = 60
-NOON = datetime(2026, 11, 20, 12, tzinfo=UTC)
-
-
-def target(base_url: str, version: str) -> Target:
-    return Target(base_url=f"{base_url}/v1", model=f"sha-{version}", artifact_sha256=f"sha-{version}")
-
-
-def document(base_url: str, arms: dict[str, float], *, revision: int = 1, quarantined: list[str] = []) -> RouteDocument:  # noqa: B006  # read only
-    best, *others = arms
-    plan = Plan(
-        effective_from=NOON,
-        arms=[Arm(version=v, share=s, role="best" if v == best else "candidate") for v, s in arms.items()],
-    )
-    targets = {version: target(base_url, version) for version in (best, *others)}
-    return RouteDocument(
-        policy="default", revision=revision, salt="s", plans=[plan], targets=targets, quarantined=quarantined
-    )
-
-
-@dataclass
-class House:
-    bus: Bus
-    upstream: StandIn
-    upstream_url: str
-    url: str
-    routes: RouteTable
-    records: Records
-    health: Health
-    clients: list[openai.AsyncOpenAI] = field(default_factory=list)
-
-    def client(self, agent_id: str = "a1", api_key: str | None = None) -> openai.AsyncOpenAI:
-        key = api_key or agent_key(SECRET, agent_id)
-        made = openai.AsyncOpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0)
-        self.clients.append(made)
-        return made
-
-    async def route(self, made: RouteDocument) -> None:
-        bucket = await self.bus.js.key_value(subjects.ROUTES_BUCKET)
-        await bucket.put(made.policy, made.model_dump_json().encode())
-        while self.routes.get(made.policy) != made:
-            await asyncio.sleep(0.005)
-
-    async def events(self) -> list[tuple[str, LlmCallMade, bytes]]:
-        """What lies on ``calls.>``: the message id, the event, and the bytes as they were sent."""
-        found = []
-        for sequence in range(1, (await self.bus.js.stream_info("STEPS")).state.last_seq + 1):
-            message = await self.bus.js.get_msg("STEPS", sequence)
-            headers, data = message.headers or {}, message.data or b""
-            if headers.get("Content-Encoding") == "gzip":
-                data = gzip.decompress(data)
-            event = step_events.validate_json(data)
-            assert isinstance(event, LlmCallMade)
-            found.append((f"{message.subject} {headers['Nats-Msg-Id']}", event, data))
-        return found
-
-
-@pytest.fixture
-async def house(bus: Bus) -> AsyncIterator[House]:
-    upstream = StandIn()
-    routes, health = RouteTable(bus, check_s=0.2), Health(bus)
-    records = Records(bus, wait_s=0.5, backlog=100)
-    targets = HttpTargets(timeout_s=0.5, connect_timeout_s=0.5, connections=20)
-    gateway = Gateway(routes, targets, records, health, window_s=WINDOW_S)
-    app = application(gateway, secret=SECRET, body_limit_bytes=200_000)
-    following = asyncio.create_task(Periodic("routes", 0.1, routes.follow).loop())
-    async with listening(upstream.app) as upstream_url, listening(app) as url:
-        opened = House(bus, upstream, upstream_url, url, routes, records, health)
-        yield opened
-        await asyncio.gather(*(client.close() for client in opened.clients))
-    following.cancel()
-    await asyncio.gather(following, return_exceptions=True)
-    await targets.close()
-
-
-def headers(**more: str) -> dict[str, str]:
-    given = {"X-Ratchet-Trajectory": "t1", "X-Ratchet-Step": "3", "X-Ratchet-Started-At": NOON.isoformat()}
-    return given | {f"X-Ratchet-{name.replace('_', '-')}": value for name, value in more.items()}
-
-
-MESSAGES: Any = [{"role": "system", "content": "trade"}, {"role": "user", "content": "buy or sell?"}]
+from tests.gateway.conftest import MESSAGES, NOON, WINDOW_S, House, document, headers
 
 
 async def test_a_call_is_answered_routed_and_recorded(house: House) -> None:
@@ -312,7 +217,7 @@ async def test_a_stream_that_does_not_end_is_recorded_as_far_as_it_came(house: H
 async def test_wrong_requests_are_told_what_is_wrong(house: House) -> None:
     await house.route(document(house.upstream_url, {"v1": 1.0}))
     client = house.client()
-    for key in ("rk-a1.0000", "sk-x", agent_key("another secret", "a1"), agent_key(SECRET, "a.b")):
+    for key in ("rk-a1.0000", "sk-x", new_key(), house.key[:-1], house.key + "A", fingerprint(house.key)):
         with pytest.raises(openai.AuthenticationError):
             await house.client(api_key=key).chat.completions.create(model="default", messages=MESSAGES)
     with pytest.raises(openai.AuthenticationError):
@@ -324,7 +229,7 @@ async def test_wrong_requests_are_told_what_is_wrong(house: House) -> None:
     with pytest.raises(openai.APIStatusError) as failure:
         await client.chat.completions.create(model="default", messages=[{"role": "user", "content": "x" * 300_000}])
     assert failure.value.status_code == 413
-    async with httpx.AsyncClient(headers={"authorization": f"Bearer {agent_key(SECRET, 'a1')}"}) as plain:
+    async with httpx.AsyncClient(headers={"authorization": f"Bearer {house.key}"}) as plain:
         for content in (b"{", b"[]", b'{"model": "default", "messages": [NaN]}'):
             answer = await plain.post(f"{house.url}/v1/chat/completions", content=content)
             assert answer.status_code == 400

@@ -17,9 +17,9 @@ from services.local.embedded import NatsServer
 from services.local.processes import free_port
 from shared import subjects
 from shared.bus import Bus
-from shared.credentials import agent_key
+from tests.gateway.conftest import MESSAGES, document
+from tests.gateway.keyed import keyed
 from tests.gateway.standin import StandIn, listening
-from tests.gateway.test_gateway import MESSAGES, SECRET, document
 
 ROOT = Path(__file__).parents[2]
 
@@ -36,23 +36,23 @@ async def started(**environment: str) -> asyncio.subprocess.Process:
 
 
 @pytest.mark.e2e
-async def test_the_process_answers_records_reports_and_ends_cleanly(bus: Bus, nats_server: NatsServer) -> None:
+async def test_the_process_answers_records_reports_and_ends_cleanly(
+    bus: Bus, nats_server: NatsServer, tmp_path: Path
+) -> None:
     heard = await bus.nc.subscribe(subjects.GATEWAY_HEALTH)
     port = free_port()
     process = await started(
         RATCHET_NATS_URL=nats_server.url,
-        RATCHET_GATEWAY_SECRET=SECRET,
         RATCHET_HTTP_PORT=str(port),
         RATCHET_WINDOW_S="60",
+        RATCHET_GATEWAY_SPOOL_DIR=str(tmp_path / "spool"),
     )
-    upstream = StandIn()
+    upstream, key = StandIn(), await keyed(bus, "a1")
     async with listening(upstream.app) as url:
         await (await bus.js.key_value(subjects.ROUTES_BUCKET)).put(
             "default", document(url, {"v1": 1.0}).model_dump_json().encode()
         )
-        client = openai.AsyncOpenAI(
-            base_url=f"http://127.0.0.1:{port}/v1", api_key=agent_key(SECRET, "a1"), max_retries=0
-        )
+        client = openai.AsyncOpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key=key, max_retries=0)
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as plain, client:
             while True:
                 try:
@@ -76,9 +76,9 @@ async def test_the_process_answers_records_reports_and_ends_cleanly(bus: Bus, na
 
 
 @pytest.mark.e2e
-async def test_a_missing_secret_is_one_line() -> None:
-    process = await started(RATCHET_GATEWAY_SECRET="short")
+async def test_a_wrong_setting_is_one_line() -> None:
+    process = await started(RATCHET_BODY_TIMEOUT_S="0")
     _, errors = await process.communicate()
     assert process.returncode == 2
     [line] = errors.decode().splitlines()
-    assert line.startswith("RATCHET_GATEWAY_SECRET: ")
+    assert line.startswith("RATCHET_BODY_TIMEOUT_S: ")

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -64,8 +66,15 @@ async def service(settings: InferenceSettings) -> AsyncIterator[Inference]:
 @pytest.fixture
 async def url(service: Inference) -> AsyncIterator[str]:
     """``http://.../v1`` of the service, listening on a port of its own."""
+    async with listening(service) as found:
+        yield found
+
+
+@asynccontextmanager
+async def listening(service: Inference, **chosen: Any) -> AsyncIterator[str]:
+    """The service's application, made with ``chosen`` options, on a real socket."""
     listener = socket.create_server(("127.0.0.1", 0))
-    app = application(service, max_body_bytes=100_000)
+    app = application(service, **{"max_body_bytes": 100_000, **chosen})
     server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="off"))
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     yield f"http://127.0.0.1:{listener.getsockname()[1]}/v1"

@@ -121,7 +121,7 @@ async def test_errors_are_openais(client: Any, url: str, checkpoints: Checkpoint
     with pytest.raises(openai.BadRequestError, match="context is 65536 tokens") as long:
         await chat(model=checkpoints.sha, messages=[{"role": "user", "content": "\u00e9" * 40_000}])
     assert long.value.code == "context_length_exceeded"
-    for wrong in ({"temperature": 9}, {"n": 2}, {"messages": []}, {"top_p": 0}, {"presence_penalty": 1}):
+    for wrong in ({"temperature": 9}, {"n": 2}, {"messages": []}, {"top_p": 0}, {"presence_penalty": 3}):
         with pytest.raises(openai.BadRequestError, match="wrong request") as refused:
             await chat(**{"model": checkpoints.sha, "messages": ASK, **wrong})
         assert refused.value.param is not None
@@ -208,3 +208,64 @@ async def test_a_client_that_leaves_is_no_error(service: Inference) -> None:
     }
     await application(service, max_body_bytes=1000)(scope, receive, send)
     assert sent[0]["status"] == 499
+
+
+@pytest.mark.parametrize(
+    ("more", "status"),
+    [
+        ({"temperature": 10**400}, 400),
+        ({"temperature": 2, "top_p": 1e-300, "top_k": 3, "min_p": 1}, 200),
+        ({"temperature": 0, "repetition_penalty": 10, "presence_penalty": -2, "frequency_penalty": 2}, 200),
+        ({"response_format": {"type": "json_object"}}, 400),
+        ({"stream": 1}, 400),
+        ({"seed": -(2**63), "stop_token_ids": [2**70], "max_tokens": 2}, 200),
+        ({"tools": [{"type": "function", "function": {"name": "buy"}}], "tool_choice": "none"}, 200),
+        ({"tools": [{"type": "function", "function": {"name": "buy"}}], "tool_choice": "required"}, 400),
+        ({"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": 5}}]}]}, 400),
+        ({"messages": [{"role": "tool", "content": None}, {"role": "function", "content": "x"}]}, 200),
+        ({"messages": [{"role": "user", "content": "up", "name": {"deep": [[[1]]]}}]}, 200),
+    ],
+)
+async def test_a_request_is_served_or_refused_by_name(
+    url: str, checkpoints: Checkpoints, more: dict[str, Any], status: int
+) -> None:
+    body = json.dumps({"model": checkpoints.sha, "messages": ASK, "max_tokens": 2, **more})
+    async with httpx.AsyncClient() as http:
+        reply = await http.post(f"{url}/chat/completions", content=body.encode())
+    assert reply.status_code == status, reply.text
+    if status == 400:
+        assert reply.json()["error"]["param"].split(".")[0] in more
+
+
+async def test_a_stop_token_ends_the_reply(client: Any, checkpoints: Checkpoints) -> None:
+    asked: dict[str, Any] = {"model": checkpoints.sha, "messages": ASK, "max_tokens": 12, "seed": 1, "logprobs": True}
+    free = await client.chat.completions.create(**asked, extra_body={"return_token_ids": True})
+    stop = free.choices[0].token_ids[4]
+    more = {"return_token_ids": True, "stop_token_ids": [stop]}
+    [cut] = (await client.chat.completions.create(**asked, extra_body=more)).choices
+    assert cut.token_ids == free.choices[0].token_ids[: free.choices[0].token_ids.index(stop) + 1]
+    assert cut.finish_reason == "stop"
+
+
+async def test_penalties_are_of_the_distribution_that_is_said(client: Any, checkpoints: Checkpoints) -> None:
+    """A frequency that is punished hard says nothing twice; the logprobs are of what was drawn from."""
+    more = {"return_token_ids": True, "repetition_penalty": 1.5, "top_k": 200}
+    reply = await client.chat.completions.create(
+        model=checkpoints.sha, messages=ASK, max_tokens=16, seed=2, logprobs=True, frequency_penalty=2,
+        presence_penalty=2, extra_body=more,
+    )  # fmt: skip
+    [choice] = reply.choices
+    assert len(set(choice.token_ids)) > 12
+    plain = direct_logprobs(checkpoints, reply.prompt_token_ids, choice.token_ids, 1.0)
+    said = torch.tensor([entry.logprob for entry in choice.logprobs.content])
+    assert (said - plain).abs().max() > 1e-3
+
+
+async def test_a_tool_call_as_text_and_as_an_object_are_one_prompt(client: Any, checkpoints: Checkpoints) -> None:
+    prompts = []
+    for arguments in ({"n": 3}, '{"n": 3}', '{"n":3}'):
+        call = {"id": "a", "type": "function", "function": {"name": "buy", "arguments": arguments}}
+        chat = [*ASK, {"role": "assistant", "content": None, "tool_calls": [call]}, {"role": "tool", "content": "done"}]
+        reply = await client.chat.completions.create(model=checkpoints.sha, messages=chat, max_tokens=1, **EXACT)
+        prompts.append(reply.prompt_token_ids)
+    assert prompts[0] == prompts[1] == prompts[2]

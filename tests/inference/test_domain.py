@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.inference.domain import cut_at_stop, passes, reply_room, split_tool_calls
+from services.inference.domain import Ask, Sampling, cut_at_stop, passes, reply_room, split_tool_calls
 
 
 def test_a_reply_is_cut_before_the_earliest_stop() -> None:
@@ -34,3 +34,16 @@ def test_tool_calls_are_taken_out_of_the_text() -> None:
 def test_what_is_no_whole_tool_call_stays_text() -> None:
     for text in ("<tool_call>{not json}</tool_call>", '<tool_call>{"n": 1}</tool_call>', "plain", '<tool_call>{"name"'):
         assert split_tool_calls(text) == (text, [])
+
+
+def test_a_call_that_json_cannot_say_stays_text() -> None:
+    for arguments in (r'"\ud800"', "NaN", "[" * 2000 + "]" * 2000):
+        text = f'<tool_call>{{"name": "buy", "arguments": {arguments}}}</tool_call>'
+        assert split_tool_calls(text) == (text, [])
+
+
+def test_sampling_is_plain_and_a_reply_wanted_unless_it_is_said() -> None:
+    assert Ask([]).wanted()
+    assert not Sampling(top_k=5).penalises
+    for penalty in ({"repetition_penalty": 1.1}, {"presence_penalty": -1.0}, {"frequency_penalty": 0.1}):
+        assert Sampling(**penalty).penalises

@@ -15,6 +15,7 @@ from ratchet_sdk.outcomes import outcomes
 
 from services.outcome_tracker.domain import FAULTS, fact_row, fault_of, source_of, storable
 from shared.errors import GiveUpError
+from shared.windows import EARLIEST
 
 NOW = datetime(2026, 11, 20, 10, 30, tzinfo=UTC)
 
@@ -135,6 +136,16 @@ def test_a_metric_says_what_is_wrong(kind: str, content: dict[str, Any], fault: 
         row(kind, content)
     assert fault_of(refused.value) == fault
     assert fault in FAULTS
+
+
+@given(st.datetimes(timezones=st.just(UTC)) | st.sampled_from([datetime.min.replace(tzinfo=UTC)]))
+def test_a_fact_has_a_time_that_a_window_can_have_or_is_refused(said: datetime) -> None:
+    if EARLIEST <= said <= NOW + timedelta(seconds=300):
+        assert row("metric", {"name": "m", "value": 1}, said).occurred_at == said
+        return
+    with pytest.raises(GiveUpError) as refused:
+        row("metric", {"name": "m", "value": 1}, said)
+    assert fault_of(refused.value) == ("too old" if said < EARLIEST else "from the future")
 
 
 def test_a_fact_from_the_future_has_a_fault_of_its_own() -> None:

@@ -21,6 +21,7 @@ from services.recorder.domain import (
 )
 from shared.calls import mentions, merge_calls
 from shared.errors import GiveUpError
+from shared.windows import EARLIEST, MAX_CLOCK_AHEAD_S
 from tests.recorder.events import (
     START,
     WINDOW_ID,
@@ -97,10 +98,25 @@ def test_the_first_event_in_the_stream_places_a_run() -> None:
     assert (run.window.starts_at, run.clock_skewed) == (START.replace(minute=2, second=0), False)
 
 
-def test_a_time_without_a_window_is_refused() -> None:
-    first = datetime(1, 1, 1, tzinfo=UTC)
-    with pytest.raises(GiveUpError, match="outside all windows"):
-        domain.placement(step(started_at=first), START, 7 * 86_400)
+ENDS_OF_TIME = (datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC))
+
+
+@given(st.datetimes(timezones=st.just(UTC)) | st.sampled_from(ENDS_OF_TIME), st.integers(1, 7 * 86_400))
+def test_any_time_of_the_contract_gives_rows_that_can_be_worked_with(said: datetime, window_s: int) -> None:
+    times: dict[str, Any] = {"started_at": said, "occurred_at": said}
+    events = numbered(step(0, llm_calls=[{"call_id": "c"}], **times), ended(**times))
+    [run] = runs_of(events, window_s).values()
+    [done], [call] = steps_of(events), calls_of(events).values()
+    for instant in (run.started_at, run.ended_at, done.occurred_at, call.occurred_at):
+        assert instant is not None
+        assert EARLIEST <= instant <= START + timedelta(seconds=MAX_CLOCK_AHEAD_S)
+    assert run.window.starts_at <= run.started_at < run.window.ends_at
+    assert run.clock_skewed == (not run.consistent) == (run.started_at != said)
+
+
+def test_one_event_with_an_impossible_time_marks_its_run() -> None:
+    [run] = runs_of(numbered(started(), step(0, occurred_at=ENDS_OF_TIME[0])), WINDOW_S).values()
+    assert (run.clock_skewed, run.consistent, run.started_at) == (False, False, START)
 
 
 def test_a_step_says_what_was_done_and_whether_it_was_answered() -> None:

@@ -52,7 +52,6 @@ HOSTILE = {
         b'"expects":[]', b'"expects":["reward"' + b',"reward"' * 32 + b"]"
     ),
     "deep": b'{"a":' * 100_000,
-    "no window": encoded(step(0, started_at=datetime(1, 1, 1, tzinfo=UTC))),
 }
 
 

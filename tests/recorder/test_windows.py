@@ -22,15 +22,16 @@ from services.recorder.stream import StepStream
 from services.recorder.window_store import WindowStore
 from services.recorder.windows import Closing
 from shared import database
+from shared.aside import Aside
 from shared.bodies import unpacked
 from shared.bus import Bus
-from shared.database import Pool
+from shared.database import Pool, Record
 from shared.errors import GiveUpError
 from shared.events import WindowClosed
 from shared.streams import Barrier
 from shared.trajectories import load
 from shared.windows import window_at
-from tests.recorder.events import WINDOW_S
+from tests.recorder.events import START, WINDOW_S, ended, numbered, step
 
 
 async def until(condition: Callable[[], Awaitable[object]]) -> None:
@@ -220,6 +221,77 @@ async def test_a_run_that_never_ends_is_cut_at_its_limit(nats_server: NatsServer
 
         await until(closed)
     assert await pool.fetchval("select status from trajectories") == "truncated"
+
+
+class StoredThrough:
+    """A stream that ends at a sequence, with all of it stored."""
+
+    def __init__(self, sequence: int) -> None:
+        self.sequence = sequence
+
+    async def end(self) -> Barrier:
+        return Barrier(START, self.sequence)
+
+    async def floor(self) -> int:
+        return self.sequence
+
+
+@pytest.mark.parametrize("window_s", [1, 3600, 7 * 86_400])
+async def test_a_run_with_an_impossible_start_holds_no_window_up(bus: Bus, pool: Pool, window_s: int) -> None:
+    """datetime.min is what asyncpg writes as -infinity, and reads back without a zone."""
+    said = [datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC), datetime(1, 1, 1, 5, tzinfo=UTC)]
+    odd = [step(0, f"odd-{n}", started_at=at, occurred_at=at) for n, at in enumerate(said)]
+    await EventStore(pool).keep(numbered(*odd, ended(step_count=0)), window_s)
+    window, later = window_at(START, window_s), window_at(START, window_s).ends_at + timedelta(seconds=10)
+    closing = Closing(WindowStore(pool), StoredThrough(9), bus, settings(window_s=window_s), lambda: later)
+    await closing.tick()
+    placed = await pool.fetch("select distinct window_id, started_at from trajectories where clock_skewed")
+    assert [tuple(row) for row in placed] == [(window.window_id, START)]
+    told = {event.window_id: event.trajectories for event in await closed_windows(bus)}
+    assert told[window.window_id] == 4
+    assert sum(told.values()) == 4
+    assert await pool.fetchval("select max(ends_at) from windows where state = 'closed'") >= window.ends_at
+
+
+class Faulty(WindowStore):
+    """Cannot write one window's barrier, nor close another."""
+
+    def __init__(self, pool: Pool, unbarred: str, unclosed: str) -> None:
+        super().__init__(pool)
+        self.faults = {unbarred, unclosed}
+        self.unbarred = unbarred
+
+    async def write_barrier(self, window_id: str, barrier: Barrier) -> None:
+        if window_id == self.unbarred and window_id in self.faults:
+            raise TypeError("a naive datetime")
+        await super().write_barrier(window_id, barrier)
+
+    async def close(self, window_id: str, *, floor: int, opened_before: datetime) -> Record | None:
+        if window_id in self.faults:
+            raise ZeroDivisionError
+        return await super().close(window_id, floor=floor, opened_before=opened_before)
+
+
+async def test_a_window_that_cannot_be_closed_holds_up_no_other(bus: Bus, pool: Pool) -> None:
+    windows = [window_at(START + timedelta(seconds=n * WINDOW_S), WINDOW_S) for n in range(4)]
+    ids = [window.window_id for window in windows]
+    store = Faulty(pool, *ids[:2])
+    await store.make_windows(windows)
+    aside = Aside("recorder", pool)
+    closing = Closing(store, StoredThrough(9), bus, settings(), lambda: windows[-1].ends_at, aside)
+    await closing.tick()
+    assert [event.window_id for event in await closed_windows(bus)] == ids[2:]
+    notes = await pool.fetch("select kind, key, reason from set_aside order by key")
+    assert [tuple(note) for note in notes] == [
+        ("close window", ids[0], "TypeError: a naive datetime"),
+        ("close window", ids[1], "ZeroDivisionError"),
+    ]
+    assert [window.window_id for window in await store.due(windows[-1].ends_at, aside.resting("close window"))] == []
+
+    store.faults.clear()
+    aside = Aside("recorder", pool)
+    await Closing(store, StoredThrough(9), bus, settings(), lambda: windows[-1].ends_at, aside).tick()
+    assert sorted(event.window_id for event in await closed_windows(bus)) == ids
 
 
 async def test_a_row_that_was_not_announced_is_announced_by_the_sweep(bus: Bus, pool: Pool) -> None:

@@ -52,6 +52,7 @@ def events(
     trajectory_id: str,
     *,
     system: str = "You trade.",
+    user: str = "ACME rose.",
     said: str = "buy",
     own_reward: float | None = None,
     error: str | None = None,
@@ -60,7 +61,7 @@ def events(
     head = {"trajectory_id": trajectory_id, "started_at": STARTS, "occurred_at": STARTS}
     call = LlmCall(
         call_id=f"{trajectory_id}-1",
-        messages=[{"role": "system", "content": system}, {"role": "user", "content": "ACME rose."}],
+        messages=[{"role": "system", "content": system}, {"role": "user", "content": user}],
         response={"message": {"role": "assistant", "content": said}, "finish_reason": "stop"},
     )
     return [

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from services.interchange.conversations import Run, read_file
+from services.interchange.as_events import Run
 from services.interchange.importing import plan
+from services.interchange.reading import read_file
 from services.scorer.judge_outcome import OutcomeJudge
 from services.scorer.service import Rules, Scorer
 from services.scorer.store import ScorerStore

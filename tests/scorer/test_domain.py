@@ -11,28 +11,24 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from ratchet_sdk.events import LlmCall, Step, TrajectoryEnded
 
 from services.scorer.domain import (
-    Checks,
-    Run,
+    Member,
     Sampling,
-    broken_by_infrastructure,
     drop_rate,
     dropped,
-    empty_prompts,
-    failed_checks,
     form_groups,
     group_id,
     partition,
     pause_s,
-    reason_left_out,
     scores_of_rewards,
+    situation,
     start_signature,
     verdict,
 )
+from services.scorer.standing_domain import Run, standing
 from shared.trajectories import RunKey, assemble
-from tests.scorer.runs import STARTS, WINDOW, events
+from tests.scorer.runs import WINDOW, events
 
 GOOD = Run("a", "t", "default", "ACME", "completed", late=False, called=True, rewarded=True, signature="s")
 
@@ -74,15 +70,14 @@ def test_groups_hold_every_run_once_whatever_the_order(
     assert sorted(placed) == sorted(run.key for run in window)
     by_key = {run.key: run for run in window}
     for group in groups:
-        assert group.judged <= group_max
-        judged = set()
+        assert group.counting <= group_max
         for member in group.members:
             run = by_key[member.key]
             assert (run.policy, run.scenario_id) == (group.policy, group.scenario_id)
-            assert member.left_out == reason_left_out(run, by_outcome=by_outcome)
-            if member.left_out is None:
-                judged.add(run.signature)
-        assert group.homogeneous == (len(judged) == 1)
+            assert member == Member.of(run.key, standing(run, by_outcome=by_outcome))
+        counting = [member for member in group.members if member.left_out is None]
+        judged = [member for member in counting if member.ranks_last is None]
+        assert group.homogeneous == (len({by_key[member.key].signature for member in judged or counting}) == 1)
     arrived = list(window)
     chance.shuffle(arrived)
     assert form_groups(WINDOW, arrived, group_max=group_max, by_outcome=by_outcome) == groups
@@ -92,8 +87,8 @@ def test_groups_hold_every_run_once_whatever_the_order(
 def test_those_left_out_are_spread_over_the_parts() -> None:
     window = [replace(GOOD, trajectory_id=f"t{n}", late=n >= 6) for n in range(60)]
     groups = form_groups(WINDOW, window, group_max=2, by_outcome=False)
-    assert [group.judged for group in groups] == [2, 2, 2]
-    assert all(len(group.members) > group.judged for group in groups)
+    assert [group.counting for group in groups] == [2, 2, 2]
+    assert all(len(group.members) > group.counting for group in groups)
 
 
 @given(run_sets, run_sets)
@@ -103,28 +98,9 @@ def test_late_runs_change_no_group(window: list[Run], late: list[Run]) -> None:
 
     def judged(runs: list[Run]) -> list[Any]:
         groups = form_groups(WINDOW, runs, group_max=3, by_outcome=True)
-        return [[m.key for m in group.members if m.left_out is None] for group in groups if group.judged]
+        return [[m.key for m in group.members if m.left_out is None] for group in groups if group.counting]
 
     assert judged(window) == judged(window + more)
-
-
-@pytest.mark.parametrize(
-    ("change", "by_outcome", "words"),
-    [
-        ({}, True, None),
-        ({"late": True}, True, "late"),
-        ({"status": "open"}, True, "never ended"),
-        ({"called": False}, False, "no model call"),
-        ({"signature": None}, False, "not stored"),
-        ({"rewarded": False}, True, "no reward"),
-        ({"rewarded": False}, False, None),
-        ({"rewarded": False, "status": "truncated"}, True, None),
-        ({"rewarded": False, "status": "failed"}, True, None),
-    ],
-)
-def test_who_is_left_out_and_why(change: dict[str, Any], by_outcome: bool, words: str | None) -> None:
-    reason = reason_left_out(replace(GOOD, **change), by_outcome=by_outcome)
-    assert reason is None if words is None else words in (reason or "")
 
 
 def test_a_group_has_a_name_that_says_where_it_lies_and_fits_a_url() -> None:
@@ -134,35 +110,47 @@ def test_a_group_has_a_name_that_says_where_it_lies_and_fits_a_url() -> None:
     assert len({group_id(*other) for other in others}) == 3
 
 
+def run_of(changed: Any = None, **said: Any) -> Any:
+    sent = events("t", **said)
+    if changed:
+        changed(sent)
+    return assemble("a", "t", [event.model_dump_json(by_alias=True).encode() for event in sent])
+
+
+def other_tools(sent: list[Any]) -> None:
+    sent[1].llm_calls[0].tools = [{"type": "function"}]
+
+
+def other_world(sent: list[Any]) -> None:
+    sent[1].environment = {"prices": {"ACME": 11}}
+
+
+def other_task(sent: list[Any]) -> None:
+    sent[1].llm_calls[0].messages[1]["content"] = "IRON fell."
+
+
+def other_goal(sent: list[Any]) -> None:
+    sent[0].goal = "lose money"
+
+
 def test_a_start_is_what_the_agent_could_not_choose() -> None:
-    def signature(changed: Any = None, **said: Any) -> str:
-        sent = events("t", **said)
-        if changed:
-            changed(sent[1])
-        return start_signature(assemble("a", "t", [event.model_dump_json(by_alias=True).encode() for event in sent]))
-
-    def other_tools(step: Step) -> None:
-        step.llm_calls[0].tools = [{"type": "function"}]
-
-    def other_world(step: Step) -> None:
-        step.environment = {"prices": {"ACME": 11}}
-
-    def later(step: Step) -> None:
-        step.step = 1
-
-    same = signature()
-    assert signature(said="sell", own_reward=3.0) == same
-    assert len({same, signature(system="You gamble."), *map(signature, (other_tools, other_world, later))}) == 5
+    """All that its model was first asked, the user's words among it, its tools, and what it saw."""
+    same = start_signature(run_of())
+    assert start_signature(run_of(said="sell", own_reward=3.0)) == same
+    changed = [start_signature(run_of(change)) for change in (other_tools, other_world, other_task)]
+    assert len({same, start_signature(run_of(system="You gamble.")), *changed}) == 5
     assert start_signature(assemble("a", "t", [])) == start_signature(assemble("b", "t", []))
 
 
-def test_a_developer_message_is_a_system_message() -> None:
-    def signature(text: str) -> str:
-        call = LlmCall(call_id="c", messages=[{"role": "developer", "content": text}], response={})
-        step = Step(trajectory_id="t", started_at=STARTS, occurred_at=STARTS, step=0, llm_calls=[call])
-        return start_signature(assemble("a", "t", [step.model_dump_json(by_alias=True).encode()]))
-
-    assert signature("one") != signature("two")
+def test_runs_without_a_scenario_are_alike_where_they_were_set_to_do_the_same() -> None:
+    same = situation(run_of())
+    assert same is not None
+    assert re.fullmatch(r"unnamed-[0-9a-f]{16}", same)
+    assert (
+        situation(run_of(said="sell", system="You gamble.", own_reward=3.0)) == situation(run_of(other_tools)) == same
+    )
+    assert len({same, *(situation(run_of(change)) for change in (other_world, other_task, other_goal))}) == 4
+    assert situation(assemble("a", "t", [])) is None
 
 
 # scores -----------------------------------------------------------------------------------------
@@ -215,89 +203,37 @@ def test_a_failing_judge_is_asked_ever_more_rarely() -> None:
 def test_a_run_that_timed_out_ranks_last_whatever_was_said_for_it() -> None:
     a, b, c = (("a", "1"), ("b", "1"), ("c", "1"))
     found = verdict({a: 0.4, b: 0.9, c: 0.0}, {a: "completed", b: "truncated", c: "failed"})
-    assert (found.scores, found.ranks) == ({a: 0.4, b: 0.0, c: 0.0}, {a: 1, c: 2, b: 3})
+    assert (found.scores, found.ranks) == ({a: 0.7, b: 0.0, c: 0.5}, {a: 1, c: 2, b: 3})
     assert verdict({a: 0.9, b: 0.3}, {a: "truncated", b: "completed"}).state == "scored"
     both = verdict({a: 0.9, b: 0.3}, {a: "truncated", b: "truncated"})
     assert (both.scores, both.ranks) == ({a: 0.9, b: 0.3}, {a: 1, b: 2}), "among themselves they are judged"
 
 
-# quality and infrastructure ---------------------------------------------------------------------
-WHOLE = Checks(steps=2, steps_expected=2, without_call=0, unanswered=0)
-
-
-@pytest.mark.parametrize(
-    ("change", "completed", "cut_off"),
-    [
-        ({}, False, False),
-        ({"steps": 0, "steps_expected": 0}, True, False),
-        ({"without_call": 1}, True, False),
-        ({"unanswered": 1}, True, False),
-        ({"steps": 1}, True, True),
-        ({"empty_prompts": 1}, True, True),
-    ],
+@given(
+    st.dictionaries(keys, st.floats(0, 1), max_size=6),
+    st.dictionaries(keys, st.just("it never ended"), min_size=1, max_size=4),
+    st.sampled_from(["completed", "truncated"]),
 )
-def test_quality_checks_are_of_the_record_and_not_of_the_policy(
-    change: dict[str, Any], completed: bool, cut_off: bool
+def test_who_ranks_last_is_below_all_that_were_judged(
+    judged: dict[RunKey, float], last: dict[RunKey, str], status: str
 ) -> None:
-    checks = replace(WHOLE, **change)
-    assert bool(failed_checks(checks, "completed")) == completed
-    assert bool(failed_checks(checks, "failed")) == bool(failed_checks(checks, "truncated")) == cut_off
-    reason = reason_left_out(replace(GOOD, checks=checks), by_outcome=False)
-    assert (reason is not None) == completed
-    assert reason is None or reason.startswith("it fails the quality checks: ")
+    judged = {key: score for key, score in judged.items() if key not in last}
+    statuses = {key: status if n else "completed" for n, key in enumerate(judged)}
+    found, alone = verdict(judged, statuses, last), verdict(judged, statuses) if judged else None
+    for key in last:
+        assert (found.scores[key], found.ranks[key]) == (0, len(judged) + 1)
+    for key in judged:
+        assert found.ranks[key] == (alone.ranks[key] if alone else 0)
+        assert (found.scores[key] > 0) == (statuses[key] == "completed")
+    assert (found.state == "tie") == (not judged)
 
 
-def run_of(*changes: Any) -> Any:
-    sent = events("t")
-    for change in changes:
-        change(sent)
-    return assemble("a", "t", [event.model_dump_json(by_alias=True).encode() for event in sent])
-
-
-def ended(status: str, error: str | None = None) -> Any:
-    def change(sent: list[Any]) -> None:
-        sent[2] = TrajectoryEnded.model_validate({**sent[2].model_dump(), "status": status, "error": error})
-
-    return change
-
-
-def broken_off(*calls: str) -> Any:
-    def change(sent: list[Any]) -> None:
-        call = sent[1].llm_calls[0]
-        more = [call.model_copy(update={"call_id": name, "response": None}) for name in calls]
-        sent[1].llm_calls = [LlmCall.model_validate({**call.model_dump(), "broken_off": True}), *more]
-
-    return change
-
-
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ((), None),
-        ((ended("failed", "ValueError: no such symbol"),), None),
-        ((ended("failed", "InternalServerError: Error code: 502 - neither v2 nor the best"),), "InternalServerError"),
-        ((ended("failed", "APIConnectionError: Connection error."),), "APIConnectionError"),
-        ((ended("failed", "ConnectionResetError: [Errno 104]"),), "ConnectionResetError"),
-        ((ended("failed", "APITimeoutError: Request timed out."),), None),
-        ((ended("failed", "ValueError: it said InternalServerError"),), None),
-        ((ended("completed", "InternalServerError: 502"),), None),
-        ((ended("truncated", "CancelledError: "),), None),
-        ((broken_off(),), "broke off its reply in step 0"),
-        ((broken_off("again"),), None),
-    ],
-)
-def test_what_infrastructure_broke_is_told_from_what_the_policy_did(changes: Any, words: str | None) -> None:
-    found = broken_by_infrastructure(run_of(*changes))
-    assert found is None if words is None else words in (found or "")
-    reason = reason_left_out(replace(GOOD, broken=found), by_outcome=False)
-    assert reason is None if words is None else (reason or "").startswith("infrastructure broke it: ")
-
-
-def test_a_prompt_without_messages_is_empty() -> None:
-    def no_messages(sent: list[Any]) -> None:
-        sent[1].llm_calls[0].messages = []
-
-    assert (empty_prompts(run_of()), empty_prompts(run_of(no_messages))) == (0, 1)
+def test_the_places_of_those_that_were_judged_are_their_mean_ranks_among_all() -> None:
+    rewards = named(1.0, 3.0, 2.0)
+    last = {("b", "1"): "it never ended", ("c", "1"): "it never ended"}
+    found = verdict(scores_of_rewards(rewards), None, last)
+    among_all = scores_of_rewards({**rewards, **dict.fromkeys(last)})
+    assert [found.scores[key] for key in rewards] == pytest.approx([among_all[key] for key in rewards])
 
 
 # dropping ---------------------------------------------------------------------------------------

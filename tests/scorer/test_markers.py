@@ -14,8 +14,9 @@ import pytest
 from ratchet_sdk.events import Event, Step, uuid7_time
 
 from services.interchange import exporting
-from services.interchange.conversations import Run, encoded, read_file
+from services.interchange.as_events import Run, encoded
 from services.interchange.importing import plan
+from services.interchange.reading import read_file
 from shared.database import Pool
 from tests.scorer.endpoint import StandIn, plain
 from tests.scorer.runs import WINDOW, add_fact, add_knowledge, add_window, resolved

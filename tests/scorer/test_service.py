@@ -84,7 +84,8 @@ async def test_a_resolved_window_is_grouped_ranked_and_announced(pool: Pool, bus
     await add_run(pool, "tardy", late=True, reward=9.0)
     await add_run(pool, "unknown")
     await add_run(pool, "forgotten", stored=False, reward=1.0)
-    await add_run(pool, "holey", steps=0, reward=1.0)
+    await add_run(pool, "holey", steps=2, reward=9.0)
+    await pool.execute("delete from steps where agent_id = 'holey' and step = 0")
     await add_run(pool, "cut", status="failed", error="InternalServerError: Error code: 502", reward=1.0)
     await add_run(pool, "alone", scenario="OTHER", reward=1.0)
     await add_run(pool, "twin1", scenario="TIE", policy="posters", reward=1.0)
@@ -107,23 +108,61 @@ async def test_a_resolved_window_is_grouped_ranked_and_announced(pool: Pool, bus
     assert (acme.state, acme.judge, acme.revision, acme.spread, acme.homogeneous) == ("scored", "outcome", 1, 1.0, True)
     assert {s.agent_id: (s.score, s.rank) for s in acme.scores} == {
         "winner": (1.0, 1),
-        "loser": (0.5, 2),
-        "broke": (0.0, 3),
+        "loser": (0.75, 2),
+        "broke": (0.5, 3),
+        "open": (0.0, 4),
+        "holey": (0.0, 4),
     }
     assert (events["OTHER"].state, events["OTHER"].scores, events["OTHER"].revision) == ("small", [], 0)
     tie = events["TIE"]
     assert (tie.state, tie.spread, tie.policy, [s.rank for s in tie.scores]) == ("tie", 0, "posters", [1, 1])
     left_out = await pool.fetch("select agent_id, left_out from group_members where left_out is not null")
     assert {row["agent_id"]: row["left_out"].split(":")[0] for row in left_out} == {
-        "open": "it never ended",
         "silent": "no model call of it was recorded",
         "tardy": "late",
         "unknown": "no reward of record",
         "forgotten": "its events are not stored any more",
-        "holey": "it fails the quality checks",
         "cut": "infrastructure broke it",
     }
+    last = await pool.fetch("select agent_id, ranks_last from group_members where ranks_last is not null order by 1")
+    assert [tuple(row) for row in last] == [
+        ("holey", "its record has a hole: 1 of its 2 steps are stored"),
+        ("open", "it never ended"),
+    ]
     assert {(row["judge"], row["rubric"]) for row in before} == {("outcome", "reward-of-record/1")}
+    assert {row["explanation"] for row in before} == {
+        None,
+        "it ranks last: it never ended",
+        "it ranks last: its record has a hole: 1 of its 2 steps are stored",
+    }
+
+
+async def test_no_judge_is_asked_about_who_ranks_last(pool: Pool) -> None:
+    await add_window(pool)
+    await add_run(pool, "whole", scenario="one")
+    await add_run(pool, "open", scenario="one", status="open")
+    await add_run(pool, "open1", scenario="all", status="open")
+    await add_run(pool, "open2", scenario="all", status="open")
+    judge, outbox = Scripted(), Kept()
+    await scorer(pool, outbox, judge).window_resolved(resolved())
+    told = {event.scenario_id: event for event in outbox.events.values()}
+    assert (told["one"].state, told["one"].homogeneous) == ("scored", True)
+    assert {s.agent_id: (s.score, s.rank) for s in told["one"].scores} == {"whole": (1.0, 1), "open": (0.0, 2)}
+    assert (told["all"].state, {s.rank for s in told["all"].scores}) == ("tie", {1})
+    assert judge.asked == [told["one"].group_id]
+
+
+async def test_without_a_scenario_runs_are_grouped_by_what_they_were_set_to_do(pool: Pool) -> None:
+    """The recorder names the scenario of such a run after its window."""
+    await add_window(pool)
+    for agent, user in (("a", "ACME rose."), ("b", "ACME rose."), ("c", "IRON fell."), ("d", "IRON fell."), ("e", "?")):
+        await add_run(pool, agent, scenario=WINDOW, user=user)
+    await scorer(pool, Kept(), Scripted()).window_resolved(resolved())
+    rows = await pool.fetch(
+        """select string_agg(agent_id, '' order by agent_id) as agents, state, scenario_id like 'unnamed-%' as unnamed
+             from groups join group_members using (group_id) group by group_id order by 1"""
+    )
+    assert [tuple(row) for row in rows] == [("ab", "scored", True), ("cd", "scored", True), ("e", "small", True)]
 
 
 async def test_members_that_started_otherwise_make_a_group_unlike(pool: Pool) -> None:
@@ -257,7 +296,7 @@ async def test_a_reward_that_is_gone_is_a_failure_and_no_last_place(pool: Pool) 
     await service.form(WINDOW)
     await pool.execute("delete from outcomes where agent_id = 'b'")
     await service.judge_waiting()
-    assert "had a reward of record" in await pool.fetchval("select failure from groups where state = 'failed'")
+    assert "a reward of record is gone" in await pool.fetchval("select failure from groups where state = 'failed'")
 
 
 async def test_an_unexpected_fault_is_neither_a_score_nor_lost(pool: Pool) -> None:

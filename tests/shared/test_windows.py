@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.errors import GiveUpError
-from shared.windows import MAX_CLOCK_AHEAD_S, Window, placed_at, window_at, window_of_id
+from shared.windows import EARLIEST, MAX_CLOCK_AHEAD_S, Window, placed_at, window_at, window_of_id
 
 LENGTHS = st.integers(1, 7 * 86_400)
-INSTANTS = st.integers(-62_133_000_000, 253_400_000_000).map(lambda second: datetime.fromtimestamp(second, UTC))
+INSTANTS = st.integers(int(EARLIEST.timestamp()), 253_400_000_000).map(
+    lambda second: datetime.fromtimestamp(second, UTC)
+)
+ANY = st.datetimes(
+    timezones=st.timezones()
+) | st.sampled_from(  # the contract bounds none, and UTC cannot hold them all
+    [
+        datetime.min.replace(tzinfo=UTC),
+        datetime.max.replace(tzinfo=UTC),
+        datetime.min.replace(tzinfo=timezone(timedelta(hours=14))),
+        datetime.max.replace(tzinfo=timezone(timedelta(hours=-12))),
+    ]
+)
 
 
 @given(INSTANTS, LENGTHS)
@@ -60,6 +72,8 @@ def test_ids_read_as_times() -> None:
         "2026-11-20T10:00~xs",
         "2026-11-20T10:00+02:00",
         "9999-12-31T23:00",
+        "0001-01-01T00:00",  # before any run can have started
+        "1999-12-31T22:00",
     ],
 )
 def test_what_names_no_window_is_refused(text: str) -> None:
@@ -73,6 +87,20 @@ def test_only_a_clock_far_ahead_is_corrected(received_at: datetime, ahead_s: flo
     expected = (received_at, True) if ahead_s > MAX_CLOCK_AHEAD_S else (started_at, False)
     if abs(ahead_s - MAX_CLOCK_AHEAD_S) > 1e-5:
         assert placed_at(started_at, received_at) == expected
+
+
+@given(ANY, INSTANTS, LENGTHS)
+def test_no_instant_that_an_agent_may_say_breaks_a_window(said: datetime, received_at: datetime, length_s: int) -> None:
+    """One that nobody can have started at is placed by the broker's time, and flagged."""
+    placed, skewed = placed_at(said, received_at)
+    window = window_at(placed, length_s)
+    assert (window.next().starts_at, window.previous().ends_at) == (window.ends_at, window.starts_at)
+    assert window_of_id(window.window_id) == window
+    assert skewed == (placed != said)
+    if said < EARLIEST:
+        assert (placed, skewed) == (received_at, True)
+    if skewed:
+        assert window == window_at(received_at, length_s)
 
 
 def test_the_limit_itself_is_not_ahead() -> None:

@@ -17,6 +17,7 @@ from services.trainer.engine_torch import TorchEngine
 from services.trainer.sequences import Conversation
 from services.trainer.training import Episode, Job, Recipe, TrainingStoppedError
 from shared.errors import GiveUpError
+from tests.trainer.test_checkpoint import own_words
 
 RECIPE = Recipe(learning_rate=3e-3, steps=4, minibatch=64, clip_epsilon=0.2, max_grad_norm=1.0, micro_tokens=40, seed=1)
 PROMPT, GOOD, BAD = [5, 6, 7, 8], [20, 21], [30]
@@ -116,15 +117,7 @@ def test_only_the_agents_own_words_carry_loss(base: Path) -> None:
         {"role": "assistant", "content": " sell\n", "tool_calls": None},
     )
     found = checkpoint.render(tokenizer, Conversation(messages, frozenset({3}), None))
-    own = tokenizer.decode([token for token, mine in zip(found.ids, found.own, strict=True) if mine])
-    assert own == " sell\n<|im_end|>"
-
-
-def test_a_template_without_marks_is_refused(base: Path) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(base)
-    tokenizer.chat_template = "{% for message in messages %}{{ message.content }}{% endfor %}"
-    with pytest.raises(GiveUpError, match="0 of 1 assistant messages"):
-        checkpoint.render(tokenizer, Conversation(({"role": "assistant", "content": "x"},), frozenset({0}), None))
+    assert own_words(tokenizer, found) == " sell\n<|im_end|>"
 
 
 def test_a_sabotaged_version_is_worse(base: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The files that `ratchet export` wrote, by a ledger in ``.ratchet/``: so that what is forgotten can leave them too."""
+"""The files that `ratchet export` wrote, by a ledger of the installation: what is forgotten can leave them too."""
 
 from __future__ import annotations
 
@@ -11,8 +11,12 @@ from pathlib import Path
 
 from services.cli.forget.rules import RunKey, without
 from shared.errors import GiveUpError
+from shared.settings import installation_dir
 
-LEDGER = Path(".ratchet/exports.jsonl")
+
+def ledger() -> Path:
+    """Where it stands."""
+    return installation_dir() / "exports.jsonl"
 
 
 @dataclass
@@ -26,21 +30,21 @@ class Cleaned:
 
 def note(file: Path, form: str) -> None:
     """Remember a file before it is written."""
-    LEDGER.parent.mkdir(parents=True, exist_ok=True)
+    ledger().parent.mkdir(parents=True, exist_ok=True)
     entry = {"file": str(file.absolute()), "format": form, "at": datetime.now(UTC).isoformat()}
-    with LEDGER.open("a", encoding="utf-8") as ledger:
-        ledger.write(json.dumps(entry) + "\n")
+    with ledger().open("a", encoding="utf-8") as lines:
+        lines.write(json.dumps(entry) + "\n")
 
 
 def noted() -> list[Path]:
     """Every file of the ledger once. Raises GiveUpError where a line of it cannot be read."""
-    if not LEDGER.exists():
+    if not ledger().exists():
         return []
     try:
-        lines = LEDGER.read_text(encoding="utf-8").splitlines()
+        lines = ledger().read_text(encoding="utf-8").splitlines()
         return list(dict.fromkeys(Path(json.loads(line)["file"]) for line in lines if line))
     except (ValueError, KeyError, TypeError) as error:
-        raise GiveUpError(f"{LEDGER} holds a line that is no export; mend or remove it ({error})") from error
+        raise GiveUpError(f"{ledger()} holds a line that is no export; mend or remove it ({error})") from error
 
 
 def clean(runs: Collection[RunKey], *, only_look: bool = False) -> Cleaned:
@@ -65,7 +69,7 @@ def _lines(file: Path, runs: Collection[RunKey]) -> Iterator[tuple[str | None, i
                 yield without(line.rstrip("\n"), runs)
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise GiveUpError(
-                    f"{file}, line {number}, is not what `ratchet export` writes; take it out of {LEDGER}"
+                    f"{file}, line {number}, is not what `ratchet export` writes; take it out of {ledger()}"
                 ) from error
 
 

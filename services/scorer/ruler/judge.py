@@ -67,7 +67,7 @@ class RulerJudge:
         keys = sorted(case.members)
         runs = await self.evidence.trajectories(keys)
         if gone := [trajectory_id for agent_id, trajectory_id in keys if (agent_id, trajectory_id) not in runs]:
-            raise JudgeFailedError(f"the events of {len(gone)} runs are not stored any more, {gone[0]} among them")
+            raise JudgeFailedError(f"events are not stored any more: of {len(gone)} runs, {gone[0]} among them")
         rubric = self.book.chosen(case.scenario_id, case.rubric)
         attempts = distinct({key: transcript(runs[key]) for key in keys}, case.members)
         if len(attempts.lines) == 1:

@@ -38,11 +38,11 @@ OWNED: dict[str, tuple[str, ...]] = {
         "judge_probes",
         "judge_releases",
     ),
-    "trainer": ("batches", "batch_trajectories", "models", "artifacts"),
+    "trainer": ("batches", "batch_trajectories", "models", "artifacts", "readings"),
     "deployer": ("deployments", "routes", "assignments", "evidence", "incidents", "quarantines"),
-    "admin": ("agents", "tokens", "audit"),
+    "admin": ("agents", "gateway_keys", "gateway_key_use", "tokens", "audit"),
 }
-EACH_ITS_ROWS: tuple[str, ...] = ()  # tables in which every service has rows of its own
+EACH_ITS_ROWS: tuple[str, ...] = ("set_aside", "wait_limits")  # tables in which every service has rows of its own
 ROLES = (*OWNED, READER)
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import psycopg
 import pytest
 
-from shared import database, roles
+from services.local import roles
+from shared import database
 
 PASSWORDS = {name: f"secret-of-{name}" for name in roles.ROLES}
 
