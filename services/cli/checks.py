@@ -156,9 +156,7 @@ async def streams(bus: Bus) -> list[Finding]:
             findings.append(Finding("streams", "warn", detail, "see whether its consumers lag; raise its size"))
         elif stream.name == "DEAD" and state.messages:
             detail = f"{state.messages} dead letters, each with its reason"
-            findings.append(
-                Finding("streams", "warn", detail, "read them: `ratchet dead`; nothing purges them but you")
-            )
+            findings.append(Finding("streams", "warn", detail, "read them: `ratchet dead`; nothing else purges them"))
     return findings or [
         Finding("streams", "ok", f"{', '.join(s.name for s in subjects.STREAMS)} refuse and never drop")
     ]

@@ -295,7 +295,7 @@ async def test_a_window_that_cannot_be_closed_holds_up_no_other(bus: Bus, pool: 
 
 
 async def test_runs_that_never_end_hold_a_window_no_longer_than_their_limit(bus: Bus, pool: Pool) -> None:
-    """However many follow: one that starts within the window has its limit, one beyond the barrier counts for nothing."""
+    """However many follow: one that starts within it has its limit, one beyond the barrier counts for nothing."""
     window = window_at(START, WINDOW_S)
     stream, last = StoredThrough(0), window.ends_at + timedelta(seconds=5)
     clock = [START]
@@ -303,9 +303,7 @@ async def test_runs_that_never_end_hold_a_window_no_longer_than_their_limit(bus:
     for second in range(1, 200):
         clock[0] = START + timedelta(seconds=second)
         stream.sequence = second
-        said = min(
-            clock[0], window.ends_at - timedelta(milliseconds=1)
-        )  # when it is over they say that it began within
+        said = min(clock[0], window.ends_at - timedelta(milliseconds=1))  # later ones say that too
         run = received(step(0, f"run-{second}", started_at=said), second, published_at=clock[0])
         await EventStore(pool).keep([run], WINDOW_S)
         await closing.tick()
