@@ -65,11 +65,7 @@ def test_what_departs_from_the_models_own_distribution(sampling: dict[str, Any],
     assert departures(sampling) == want
 
 
-@given(
-    st.dictionaries(
-        st.sampled_from([*NEUTRAL, *SHAPE, *CONSTRAINT, *END]) | st.text(), anything
-    )
-)
+@given(st.dictionaries(st.sampled_from([*NEUTRAL, *SHAPE, *CONSTRAINT, *END]) | st.text(), anything))
 def test_whatever_is_said_is_read(sampling: dict[str, Any]) -> None:
     assert len(departures(sampling)) <= len(sampling)
 
