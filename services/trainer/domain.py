@@ -99,8 +99,8 @@ UNWITNESSED = "the gateway did not see all its calls: route them through it, or 
 def carries(member: Judged, group: ScoredGroup, terms: Terms) -> Carries:
     """The label of a member and whether it can be trained on.
 
-    - ``exact``: every answered call was witnessed, has prompt ids, reply ids and their finite logprobs, was sampled from
-      the model's own distribution at a temperature above 0, and was answered by the parent.
+    - ``exact``: every answered call was witnessed, has prompt ids, reply ids and their finite logprobs, was sampled
+      from the model's own distribution at a temperature above 0, and was answered by the parent.
     - ``stale``: the same, answered by other versions of the line; trained on up to ``max_lag`` versions away.
     - ``imitation``: tokens of use are lacking, and each reply was recorded. Only what an outcome calls good in itself
       (reward of record >= imitation_min_reward), and only from a homogeneous group with spread.
@@ -175,7 +175,7 @@ def advantages(scores: Sequence[float], homogeneous: bool) -> list[float]:
 # readiness ----------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Gate:
-    """Where a policy's line stands. Each of ``undecided``, ``running`` and ``untried``, where set, holds a batch back."""
+    """Where a policy's line stands. Each of ``undecided``, ``running`` and ``untried``, where set, holds one back."""
 
     policy: str
     parent: str | None

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from services.trainer import checkpoint
-from services.trainer.sequences import TokenSequence, conversations, token_sequences
-from services.trainer.training import Episode, Job, Progress, Trained
+from services.trainer.sequences import TokenSequence, conversations, token_sequences, unfit
+from services.trainer.training import Episode, Job, NothingToTrainError, Progress, Trained
 from shared.errors import GiveUpError
+from shared.trajectories import RunKey
 
 if TYPE_CHECKING:
     import torch
@@ -54,96 +55,149 @@ class TorchEngine:
 
 class _Training:
     def __init__(self, job: Job, model: Any, progress: Progress) -> None:
+        from services.trainer.likelihood import Likelihood
+
         self.job, self.model, self.progress = job, model, progress
         self.recipe = job.recipe
+        self.likelihood = Likelihood(model)
         self.context = int(getattr(model.config, "max_position_embeddings", None) or 2**31)
-        self.importance_by_run: dict[tuple[str, str], float] = {}
-        self.skipped: dict[tuple[str, str], str] = {}
+        self.vocabulary = int(model.get_input_embeddings().weight.shape[0])
+        self.importance_by_run: dict[RunKey, float] = {}
+        self.skipped: dict[RunKey, str] = {}
+        self.runs: dict[RunKey, list[_Sample]] = {}
 
     # samples ------------------------------------------------------------------------------------
     def samples(self, tokenizer: Any) -> list[_Sample]:
-        """Every sequence of the runs that fit into the context. Raises GiveUpError where none does."""
+        """Every sequence of the runs that can go through the model. Raises NothingToTrainError where none can."""
         found: list[_Sample] = []
         for episode in self.job.episodes:
-            if self.job.method == "grpo":
-                sequences = token_sequences(episode.calls)
-            else:
-                sequences = [checkpoint.render(tokenizer, talk) for talk in conversations(episode.calls)]
-            longest = max(len(tokens.ids) for tokens in sequences)
-            if longest > self.context:
-                reason = f"its {longest} tokens are over the model's context of {self.context}"
-                self.skipped[episode.agent_id, episode.trajectory_id] = reason
+            try:
+                sequences = self._sequences(tokenizer, episode)
+            except Exception as error:  # a template may raise anything: the one run is left out with its reason
+                words = str(error) if isinstance(error, GiveUpError) else f"{type(error).__name__}: {error}"
+                self.skipped[_key(episode)] = words[:300]
                 continue
-            found += [
-                _Sample(episode, tokens, tokens.logprobs, (1.0,) * len(tokens.ids))
-                for tokens in sequences
-                if any(tokens.own[1:])
-            ]
+            found += [_Sample(episode, tokens, tokens.logprobs, (1.0,) * len(tokens.ids)) for tokens in sequences]
         if not found:
-            raise GiveUpError(
-                f"nothing of batch {self.job.batch_id} can go through the model, whose context is {self.context} tokens"
-            )
-        vocabulary = self.model.get_input_embeddings().weight.shape[0]
-        if any(max(sample.tokens.ids) >= vocabulary for sample in found):
-            raise GiveUpError(f"a recorded token id is outside the parent's vocabulary of {vocabulary}")
-        return [self._weighed(sample) if sample.episode.label == "stale" else sample for sample in found]
+            raise self._nothing_left()
+        return [self._against_parent(sample) for sample in found]
 
-    def _weighed(self, sample: _Sample) -> _Sample:
-        """A stale sequence: its old logprobs are the parent's, its weights the truncated ratio to the recorded."""
+    def _sequences(self, tokenizer: Any, episode: Episode) -> list[TokenSequence]:
+        if self.job.method == "grpo":
+            sequences = token_sequences(episode.calls)
+        else:
+            sequences = [checkpoint.render(tokenizer, talk) for talk in conversations(episode.calls)]
+        for tokens in sequences:
+            if fault := unfit(tokens, self.vocabulary, self.context):
+                raise GiveUpError(fault)
+        own = [tokens for tokens in sequences if any(tokens.own[1:])]
+        if not own:
+            raise GiveUpError("no token of it is the agent's own")
+        return own
+
+    def _nothing_left(self) -> NothingToTrainError:
+        why = next(iter(self.skipped.values()), "it holds no run")
+        return NothingToTrainError(f"nothing of batch {self.job.batch_id} can be trained on: {why}", self.skipped)
+
+    def _against_parent(self, sample: _Sample) -> _Sample:
+        """A sequence of another version, or of another temperature than 1: its old logprobs are the parent's.
+
+        The parent's at the temperature that was sampled at, whichever of the two a server records. What is stale gets
+        the truncated ratio to the recorded ones as weights.
+        """
         import torch
 
         from services.trainer.grpo import importance
 
+        stale = sample.episode.label == "stale"
+        if self.job.method == "imitation" or not (stale or sample.tokens.tempered):
+            return sample
         with torch.no_grad():
             parent, own = self._logprobs([sample])
+        old = (0.0, *parent[0].tolist())
+        if not stale:
+            return replace(sample, old=old)
         recorded = parent.new_tensor(sample.tokens.logprobs)[None, 1:]
         weight = torch.where(own, importance(parent, recorded), torch.ones_like(parent))
-        run = (sample.episode.agent_id, sample.episode.trajectory_id)
-        self.importance_by_run[run] = float((weight * own).sum() / own.sum())
-        old = (0.0, *parent[0].tolist())
-        return _Sample(sample.episode, sample.tokens, old, (1.0, *weight[0].tolist()))
+        self.importance_by_run[_key(sample.episode)] = float((weight * own).sum() / own.sum())
+        return replace(sample, old=old, weight=(1.0, *weight[0].tolist()))
 
     # steps --------------------------------------------------------------------------------------
     def run(self, samples: Sequence[_Sample]) -> dict[str, Any]:
-        """All optimizer steps; returns metrics with the curve, one object of finite numbers a step."""
+        """All optimizer steps; returns metrics with the curve, one object of finite numbers a step.
+
+        A run whose own loss or gradient is not finite is left out, and the step made without it.
+        """
         import torch
 
         self.model.eval()  # dropout would part the policy that is trained from the one that was sampled
         optimizer = torch.optim.AdamW(self.model.parameters(), lr=self.recipe.learning_rate, weight_decay=0.0)
-        curve = []
-        for step, minibatch in enumerate(self._minibatches(samples), start=1):
-            optimizer.zero_grad(set_to_none=True)
-            measured = self._accumulate(minibatch)
-            norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.max_grad_norm)
-            measured["grad_norm"] = float(norm)
-            if not all(math.isfinite(value) for value in measured.values()):
-                raise GiveUpError(f"step {step} of batch {self.job.batch_id} is not finite; lower the learning rate")
+        for sample in samples:
+            self.runs.setdefault(_key(sample.episode), []).append(sample)
+        curve: list[dict[str, float]] = []
+        before: list[RunKey] = []
+        for step, minibatch in enumerate(self._minibatches(), start=1):
+            chosen = minibatch
+            measured = self._gradient(chosen)
+            if not _finite(measured):
+                chosen = self._without_culprits(step, chosen, before)
+                if not chosen:
+                    continue
+                measured = self._gradient(chosen)
             optimizer.step()
+            before = chosen
             curve.append(measured)
             self.progress(step, self.recipe.steps, measured)
+        if not curve:
+            raise self._nothing_left()
+        kept = [sample for samples in self.runs.values() for sample in samples]
         return {
             "loss_first": curve[0]["loss"],
             "loss_last": curve[-1]["loss"],
-            "sequences": len(samples),
-            "own_tokens": sum(sample.own_tokens for sample in samples),
+            "sequences": len(kept),
+            "own_tokens": sum(sample.own_tokens for sample in kept),
+            "skipped": len(self.skipped),
             "curve": curve,
         }
 
-    def _minibatches(self, samples: Sequence[_Sample]) -> Iterator[list[_Sample]]:
+    def _gradient(self, chosen: Sequence[RunKey]) -> dict[str, float]:
+        """The gradient of these runs, scaled down where it is too long, and what was measured of it."""
+        import torch
+
+        self.model.zero_grad(set_to_none=True)
+        measured = self._accumulate([sample for key in chosen for sample in self.runs[key]])
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.max_grad_norm)
+        return {**measured, "grad_norm": float(norm)}
+
+    def _without_culprits(self, step: int, chosen: Sequence[RunKey], before: Sequence[RunKey]) -> list[RunKey]:
+        """The runs of a step that is not finite that are so each alone; the others are left out for good.
+
+        Raises GiveUpError where no run is to blame: together they are too much, or what was fine a step ago no longer is.
+        """
+        fine = [key for key in chosen if _finite(self._gradient([key]))]
+        if fine == list(chosen) or (not fine and before and not _finite(self._gradient(before))):
+            raise GiveUpError(f"step {step} of batch {self.job.batch_id} is not finite; lower the learning rate")
+        for key in set(chosen) - set(fine):
+            del self.runs[key]
+            self.skipped[key] = "its gradient is not finite: its recorded logprobs are not those of its tokens"
+        if fine and not _finite(self._gradient(fine)):
+            raise GiveUpError(f"step {step} of batch {self.job.batch_id} is not finite; lower the learning rate")
+        return fine
+
+    def _minibatches(self) -> Iterator[list[RunKey]]:
         """Shuffled by the batch's seed; large enough that the steps see every run at least once."""
         shuffled = random.Random(self.recipe.seed)  # noqa: S311  # an order that can be repeated, not a secret
-        runs: dict[tuple[str, str], list[_Sample]] = {}
-        for sample in samples:
-            runs.setdefault((sample.episode.agent_id, sample.episode.trajectory_id), []).append(sample)
-        size = min(len(runs), max(self.recipe.minibatch, -(-len(runs) // self.recipe.steps)))
-        waiting: list[tuple[str, str]] = []
+        size = min(len(self.runs), max(self.recipe.minibatch, -(-len(self.runs) // self.recipe.steps)))
+        waiting: list[RunKey] = []
         for _ in range(self.recipe.steps):
+            waiting = [run for run in waiting if run in self.runs]
             if len(waiting) < size:
-                fresh = [run for run in runs if run not in set(waiting)]
+                fresh = [run for run in self.runs if run not in set(waiting)]
                 shuffled.shuffle(fresh)
                 waiting += fresh
             chosen, waiting = waiting[:size], waiting[size:]
-            yield [sample for run in chosen for sample in runs[run]]
+            if chosen:
+                yield chosen
 
     def _accumulate(self, minibatch: Sequence[_Sample]) -> dict[str, float]:
         from services.trainer.grpo import grpo_loss, imitation_loss
@@ -173,10 +227,14 @@ class _Training:
         return totals
 
     def _parts(self, minibatch: Sequence[_Sample]) -> Iterator[list[_Sample]]:
-        """Sequences of like length together, each part within ``micro_tokens`` when padded; a longer one alone."""
+        """Sequences of like length together, each part within ``micro_tokens`` when padded; a longer one alone.
+
+        Of a large model fewer go through at once: as many as its activations leave room for.
+        """
+        at_once = min(self.recipe.micro_tokens, self.likelihood.tokens_at_once)
         part: list[_Sample] = []
         for sample in sorted(minibatch, key=lambda sample: len(sample.tokens.ids)):
-            if part and (len(part) + 1) * len(sample.tokens.ids) > self.recipe.micro_tokens:
+            if part and (len(part) + 1) * len(sample.tokens.ids) > at_once:
                 yield part
                 part = []
             part.append(sample)
@@ -184,31 +242,32 @@ class _Training:
 
     # tensors ------------------------------------------------------------------------------------
     def _logprobs(self, part: Sequence[_Sample]) -> tuple[torch.Tensor, torch.Tensor]:
-        """(rows, longest - 1): the log probability of each next token, and which of them are the agent's own.
-
-        Padding stands on the right, where a causal model's real tokens never see it: no mask is needed. Logits are
-        made only for positions that some row trains on; everywhere else the log probability is given as 0.
-        """
+        """(rows, longest - 1): the log probability of each next own token at its temperature, and which are own."""
         import torch
 
         longest = max(len(sample.tokens.ids) for sample in part)
-        device = self.model.device
         ids = torch.zeros(len(part), longest, dtype=torch.long)
         own = torch.zeros(len(part), longest, dtype=torch.bool)
+        temperatures = torch.ones(len(part), longest)
         for row, sample in enumerate(part):
             ids[row, : len(sample.tokens.ids)] = torch.tensor(sample.tokens.ids)
             own[row, : len(sample.tokens.own)] = torch.tensor(sample.tokens.own)
-        ids, own = ids.to(device), own[:, 1:].to(device)
-        wanted = own.any(dim=0).nonzero()[:, 0]
-        logits = self.model(input_ids=ids, use_cache=False, logits_to_keep=wanted).logits.float()
-        gathered = -torch.nn.functional.cross_entropy(
-            logits.flatten(0, 1), ids[:, wanted + 1].flatten(), reduction="none"
-        ).view(len(part), -1)
-        full = torch.zeros(own.shape, device=device, dtype=gathered.dtype)
-        return full.index_copy(1, wanted, gathered), own
+            if sample.tokens.tempered:
+                temperatures[row, : len(sample.tokens.ids)] = torch.tensor(sample.tokens.temperatures)
+        device = self.model.device
+        ids, own, temperatures = ids.to(device), own[:, 1:].to(device), temperatures[:, 1:].to(device)
+        return self.likelihood.of(ids, own, temperatures), own
 
     def _padded(self, rows: Sequence[Sequence[float]], like: torch.Tensor) -> torch.Tensor:
         padded = like.new_zeros(like.shape)
         for number, row in enumerate(rows):
             padded[number, : len(row) - 1] = like.new_tensor(row[1:])
         return padded
+
+
+def _key(episode: Episode) -> RunKey:
+    return (episode.agent_id, episode.trajectory_id)
+
+
+def _finite(measured: Mapping[str, float]) -> bool:
+    return all(math.isfinite(value) for value in measured.values())

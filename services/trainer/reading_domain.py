@@ -7,35 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ratchet_sdk.sampling import NEUTRAL
+from ratchet_sdk.sampling import END, NEUTRAL
 
 # Below this, servers draw the most probable token, or take another temperature than was asked (vLLM's _MAX_TEMP).
 MIN_TEMPERATURE = 0.01
 # What leaves the distribution of each token alone wherever it is said; "auto" and "none" constrain nothing.
 PLAIN = frozenset(
-    [
-        "parallel_tool_calls",
-        "prediction",
-        "guided_decoding_backend",
-        "guided_whitespace_pattern",
-        "stop",
-        "stop_token_ids",
-        "include_stop_str_in_output",
-        "ignore_eos",
-        "max_tokens",
-        "max_completion_tokens",
-        "reasoning_effort",
-        "verbosity",
-        "seed",
-        "xtc_threshold",
-        "n",
-        "logprobs",
-        "top_logprobs",
-        "prompt_logprobs",
-        "return_token_ids",
-        "return_tokens_as_token_ids",
-    ]
-)
+    [*END, "parallel_tool_calls", "prediction", "guided_decoding_backend", "guided_whitespace_pattern", "xtc_threshold"]
+) - {"min_tokens"}
 IDLE: Mapping[str, Sequence[Any]] = {  # values by which each of the others changes nothing
     "top_k": (-1, 0),
     "typical_p": (1,),
@@ -64,7 +43,8 @@ class CallRecord:
 
     That is the model's own at ``temperature``: log_softmax(logits / temperature), which our inference server records,
     and vLLM with ``--logprobs-mode processed_logprobs``. ``sampling`` is how it was drawn, whole; None where only
-    ``temperature`` and ``top_p`` are known. ``witnessed``: the gateway saw it. ``fault``: why its tokens cannot be read.
+    ``temperature`` and ``top_p`` are known. ``witnessed``: the gateway saw it.
+    ``fault`` says why its tokens cannot be read.
     """
 
     messages: list[dict[str, Any]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,31 +12,54 @@ from services.trainer.domain import CallRecord
 
 @dataclass(frozen=True)
 class TokenSequence:
-    """Token ids of one sequence; ``own[i]`` where the agent's model drew ``ids[i]``, with its recorded logprob."""
+    """Token ids of one sequence; ``own[i]`` where the agent's model drew ``ids[i]``, with its recorded logprob.
+
+    ``temperatures[i]`` is what its logits were divided by; empty where all were drawn, or are learned, at 1.
+    """
 
     ids: tuple[int, ...]
     own: tuple[bool, ...]
     logprobs: tuple[float, ...]
+    temperatures: tuple[float, ...] = ()
+
+    @property
+    def tempered(self) -> bool:
+        return any(temperature != 1 for temperature in self.temperatures)
+
+
+def unfit(tokens: TokenSequence, vocabulary: int, context: int) -> str | None:
+    """Why a sequence cannot go through the parent, or None."""
+    if len(tokens.ids) > context:
+        return f"its {len(tokens.ids)} tokens are over the model's context of {context}"
+    if strange := next((token for token in tokens.ids if not 0 <= token < vocabulary), None):
+        return f"its token id {strange} is outside the parent's vocabulary of {vocabulary}"
+    if any(not math.isfinite(value) for value in tokens.logprobs):
+        return "a logprob of it is not finite"
+    return None
 
 
 def token_sequences(calls: Sequence[CallRecord]) -> list[TokenSequence]:
     """Each call's prompt and reply; a call whose prompt begins with all that came before continues that sequence.
 
-    So a conversation of n turns costs its length once, and each reply token is trained on once.
+    So a conversation of n turns costs its length once, and each reply token is trained on once. A call without a reply
+    drew no token that is known.
     """
     found: list[TokenSequence] = []
     for call in calls:
+        if call.reply is None:
+            continue
         prompt, reply = tuple(call.prompt_token_ids or ()), tuple(call.token_ids or ())
         before = next((s for s in reversed(found) if prompt[: len(s.ids)] == s.ids), None)
         if before is not None:
             found.remove(before)
-        head = before or TokenSequence((), (), ())
+        head = before or TokenSequence((), (), (), ())
         new = len(prompt) - len(head.ids)
         found.append(
             TokenSequence(
                 prompt + reply,
                 head.own + (False,) * new + (True,) * len(reply),
                 head.logprobs + (0.0,) * new + tuple(call.logprobs or ()),
+                head.temperatures + (1.0,) * new + (call.sampled_at,) * len(reply),
             )
         )
     return found

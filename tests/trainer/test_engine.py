@@ -15,7 +15,7 @@ from services.trainer import checkpoint
 from services.trainer.domain import CallRecord, Label, Method
 from services.trainer.engine_torch import TorchEngine
 from services.trainer.sequences import Conversation
-from services.trainer.training import Episode, Job, Recipe, TrainingStoppedError
+from services.trainer.training import Episode, Job, NothingToTrainError, Recipe, TrainingStoppedError
 from shared.errors import GiveUpError
 from tests.trainer.test_checkpoint import own_words
 
@@ -147,12 +147,72 @@ def test_what_cannot_go_through_the_model_is_said(base: Path, tmp_path: Path) ->
     engine = TorchEngine(device="cpu")
     trained = engine.train(job(base, episode("a", 1.0, fits), episode("b", -1.0, long), steps=1), tmp_path, quiet)
     assert trained.skipped == {("b", "run"): "its 70001 tokens are over the model's context of 65536"}
-    with pytest.raises(GiveUpError, match="context is 65536"):
+    with pytest.raises(NothingToTrainError, match="context of 65536") as refused:
         engine.train(job(base, episode("b", -1.0, long)), tmp_path, quiet)
-    with pytest.raises(GiveUpError, match="outside the parent's vocabulary"):
-        engine.train(job(base, episode("a", 1.0, replace(fits, prompt_token_ids=[999]))), tmp_path, quiet)
-    with pytest.raises(GiveUpError, match="not finite"):
-        engine.train(job(base, episode("a", -1.0, exact(base, PROMPT, GOOD, shift=-200.0))), tmp_path, quiet)
+    assert refused.value.skipped.keys() == {("b", "run")}
+
+
+CULPRITS: dict[str, tuple[float, Any, str]] = {
+    "over the vocabulary": (1.0, lambda call: replace(call, prompt_token_ids=[999]), "999 is outside the parent's"),
+    "negative": (1.0, lambda call: replace(call, token_ids=[20, -1]), "-1 is outside the parent's vocabulary"),
+    "gradient is NaN": (1.0, lambda call: replace(call, logprobs=[-100.0] * 2), "its gradient is not finite"),
+    "loss is infinite": (-1.0, lambda call: replace(call, logprobs=[-200.0] * 2), "its gradient is not finite"),
+    "no token of its own": (1.0, lambda call: replace(call, response=None), "no token of it is the agent's own"),
+}
+
+
+@pytest.mark.parametrize("name", CULPRITS)
+@pytest.mark.parametrize("minibatch", [64, 1])
+def test_the_culprit_alone_is_left_out_with_its_reason(base: Path, tmp_path: Path, name: str, minibatch: int) -> None:
+    advantage, spoil, reason = CULPRITS[name]
+    good = [episode("a", 1.0, exact(base, PROMPT, GOOD)), episode("b", -1.0, exact(base, PROMPT, BAD))]
+    culprit = episode("c", advantage, spoil(exact(base, PROMPT, GOOD)))
+    trained = TorchEngine(device="cpu").train(job(base, *good, culprit, minibatch=minibatch), tmp_path, quiet)
+    assert trained.skipped.keys() == {("c", "run")}
+    assert reason in trained.skipped["c", "run"]
+    assert trained.metrics["sequences"] == 2
+    if minibatch == 64:
+        (tmp_path / "without").mkdir()
+        without = TorchEngine(device="cpu").train(job(base, *good), tmp_path / "without", quiet)
+        losses = [[point["loss"] for point in one.metrics["curve"]] for one in (trained, without)]
+        assert losses[0] == pytest.approx(losses[1], abs=1e-5), "the others are trained on as if it were not there"
+    with pytest.raises(NothingToTrainError, match=reason.replace("'", ".")):
+        TorchEngine(device="cpu").train(job(base, culprit), tmp_path, quiet)
+
+
+def test_a_conversation_that_no_template_takes_is_left_out_alone(base: Path, tmp_path: Path) -> None:
+    odd = CallRecord([{"role": "assistant", "tool_calls": [5]}], {"message": {"role": "assistant", "content": "buy"}})
+    episodes = [episode("a", 1.0, words("up?", "buy")), episode("b", 1.0, odd)]
+    trained = TorchEngine(device="cpu").train(job(base, *episodes, method="imitation"), tmp_path, quiet)
+    assert trained.skipped.keys() == {("b", "run")}
+
+
+def test_too_high_a_learning_rate_blames_no_run(base: Path, tmp_path: Path) -> None:
+    episodes = [episode(str(n), n - 1.5, exact(base, PROMPT, [20 + n])) for n in range(4)]
+    for minibatch in (1, 64):
+        with pytest.raises(GiveUpError, match="lower the learning rate"):
+            TorchEngine(device="cpu").train(
+                job(base, *episodes, learning_rate=1e30, minibatch=minibatch), tmp_path, quiet
+            )
+
+
+def test_a_run_at_another_temperature_is_trained_at_it(base: Path, tmp_path: Path) -> None:
+    """Whether a server records the logprobs of the tempered distribution (ours) or of the raw one (vLLM as it comes)."""
+    for temperature in (0.5, 2.0):
+        call = replace(exact(base, PROMPT, GOOD), temperature=temperature)
+        trained = TorchEngine(device="cpu").train(job(base, episode("a", 1.0, call), steps=1), tmp_path, quiet)
+        [point] = trained.metrics["curve"]
+        assert point["ratio"] == pytest.approx(1, abs=1e-4)
+        assert point["grad_norm"] == pytest.approx(reference_norm(base, temperature), rel=1e-3)
+
+
+def reference_norm(base: Path, temperature: float) -> float:
+    """Length of the gradient of - 1/T sum_t log softmax(logits / temperature)[token], written out."""
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
+    logits = model(torch.tensor([PROMPT + GOOD])).logits[0, len(PROMPT) - 1 : -1]
+    loss = -(logits / temperature).log_softmax(-1).gather(-1, torch.tensor(GOOD)[:, None]).mean()
+    loss.backward()
+    return float(torch.stack([p.grad.norm() for p in model.parameters() if p.grad is not None]).norm())
 
 
 def test_training_stops_when_it_is_told(base: Path, tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ from services.trainer.sequences import conversations, token_sequences
 
 
 def exact(prompt: list[int], reply: list[int]) -> CallRecord:
-    return CallRecord([], None, prompt_token_ids=prompt, token_ids=reply, logprobs=[-float(t) for t in reply])
+    said = {"message": {"role": "assistant"}}
+    return CallRecord([], said, prompt_token_ids=prompt, token_ids=reply, logprobs=[-float(t) for t in reply])
 
 
 def test_a_call_that_extends_another_continues_its_sequence() -> None:

@@ -12,13 +12,14 @@ from typing import Any
 
 import pytest
 from pydantic import SecretStr
+from ratchet_sdk.events import LlmCall
 
 from services.local.embedded import NatsServer
 from services.trainer.app import Parts, wire
 from services.trainer.engine_torch import TorchEngine
 from services.trainer.settings import TrainerSettings
 from services.trainer.training import Engine, Job, Progress, Trained
-from shared import subjects
+from shared import subjects, trajectories
 from shared.artifacts import Artifact, DirectoryStore
 from shared.bus import Bus
 from shared.database import Pool
@@ -140,7 +141,7 @@ async def test_scored_groups_become_a_version_that_is_announced(rig: Rig, artifa
 
 
 async def test_readiness_says_what_is_missing_until_nothing_is(rig: Rig) -> None:
-    rig.start(Held(), min_groups=3, tick_s=60.0)
+    parts, _ = rig.start(Held(), min_groups=3, tick_s=60.0)
     await rig.bus.broker.start()
     with pytest.raises(GiveUpError, match="no base model"):
         await rig.bus.command("trainer", "readiness", {})
@@ -152,13 +153,17 @@ async def test_readiness_says_what_is_missing_until_nothing_is(rig: Rig) -> None
         "groups": 0,
         "trajectories": 0,
         "parent": None,
+        "carried": {},
+        "left_out": {},
     }
     await rig.world.deployment("v0", "promoted")
     await rig.world.exact_groups(2)
+    await parts.readings.sweep()
     answer = await rig.bus.command("trainer", "readiness", {})
     assert (answer["ready"], answer["missing"][0]) == (False, "grpo: 2 of 3 groups")
     assert (answer["groups"], answer["trajectories"], answer["parent"]) == (2, 4, "v0")
     await rig.world.exact_groups(1, prefix="more")
+    await parts.readings.sweep()
     assert (await rig.bus.command("trainer", "readiness", {}))["ready"]
 
 
@@ -202,7 +207,7 @@ async def test_a_trainer_that_is_stopped_loses_nothing(rig: Rig, nats_server: Na
     second.let_go.set()
     await rig.until("select state = 'trained' from batches")
     row = await rig.pool.fetchrow("select fencing_token, attempts from batches")
-    assert tuple(row or ()) == (2, 2)
+    assert tuple(row or ()) == (2, 1), "an orderly stop is no attempt"
     assert first.jobs[0].recipe == second.jobs[0].recipe
     await other.close()
 
@@ -278,6 +283,7 @@ async def test_a_run_that_was_forgotten_is_left_out_and_said(rig: Rig) -> None:
     await rig.bus.broker.start()
     await rig.promoted_base()
     await rig.world.exact_groups(3)
+    await parts.readings.sweep()
     assert len(await parts.batches.claim_ready()) == 1
     await rig.pool.execute("update bodies set body = null where trajectory_id = 'g1-0'")
     await parts.trainer.round()
@@ -341,3 +347,51 @@ async def test_an_unannounced_version_is_announced_by_the_sweep(rig: Rig) -> Non
     await parts.trainer.announce_models()
     assert await rig.pool.fetchval("select announced_at is not null from models")
     assert len(await rig.messages(subjects.MODEL_TRAINED)) == 1
+
+
+async def test_readiness_reads_no_body(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    parts, _ = rig.start(Held(), tick_s=60.0, sweep_s=60.0, min_groups=50)
+    await rig.bus.broker.start()
+    await rig.promoted_base()
+    await rig.world.exact_groups(20)
+    await rig.world.group("cut", [([cut(n)], float(n)) for n in (0, 1)])
+    read: list[int] = []
+    real = trajectories.assemble
+    monkeypatch.setattr(trajectories, "assemble", lambda *args: read.append(1) or real(*args))  # type: ignore[func-returns-value]  # one line
+    before = await rig.bus.command("trainer", "readiness", {})
+    assert before["left_out"] == {"it is not read yet": 42}
+    assert await parts.readings.sweep() == 42
+    assert (len(read), await parts.readings.sweep()) == (42, 0)
+    after = await rig.bus.command("trainer", "readiness", {})
+    assert after["carried"] == {"exact": 40}
+    [reason] = after["left_out"]
+    assert "top_p 0.9: send top_p 1" in reason
+    assert len(read) == 42
+
+
+def cut(number: int) -> LlmCall:
+    return call(f"cut{number}", [5], [6], [-1.0]).model_copy(update={"sampling": {"top_p": 0.9}})
+
+
+async def test_one_run_or_policy_that_cannot_be_read_stops_no_other(rig: Rig) -> None:
+    """What an agent may publish, and what only a fault of ours can leave: bytes that do not unpack."""
+    engine = Held()
+    engine.let_go.set()
+    parts, _ = rig.start(engine, tick_s=60.0, sweep_s=60.0)
+    await rig.bus.broker.start()
+    await rig.promoted_base()
+    await rig.world.exact_groups(3)
+    odd = [call(f"odd{n}", [5], [6], [-1.0]) for n in range(4)]
+    for one, logprobs in zip(odd, ([1], "x", {"content": [{"logprob": 10**400}]}, 7), strict=True):
+        assert one.response is not None
+        one.response["logprobs"] = logprobs
+    await rig.world.group("odd", [([one], float(n)) for n, one in enumerate(odd)])
+    await rig.pool.execute("update bodies set body = 'nonsense' where trajectory_id = 'g2-1'")
+    other = World(rig.pool, "another")
+    await rig.bus.command("trainer", "register_base", {"policy": "another", "artifact_sha256": rig.artifact.sha256})
+    await other.deployment("v0", "promoted")
+    await other.exact_groups(3, prefix="other")
+    await parts.trainer.round()
+    trained = await rig.pool.fetch("select policy from batches where state = 'trained' order by policy")
+    assert [row["policy"] for row in trained] == ["another", "default"]
+    assert len(engine.jobs[0].episodes) + len(engine.jobs[1].episodes) == 11
