@@ -111,19 +111,8 @@ def windows(
     if as_json:
         print_json(found)
         return
-    columns: tuple[str, ...] = (
-        "window",
-        "state",
-        "runs",
-        "groups",
-        "scored",
-        "ties",
-        "small",
-        "failed",
-        "left out",
-        "last",
-    )
-    columns += ("outcomes", "rewarded", "late", "agents", "quality")
+    counts = ("runs", "groups", "scored", "ties", "small", "failed", "left out", "last")
+    columns = ("window", "state", *counts, "outcomes", "rewarded", "late", "agents", "quality")
     rows = [
         (
             *(w[k] for k in ("window_id", "phase", "trajectories", "groups", "scored", "ties", "small", "failed")),
@@ -171,7 +160,7 @@ async def _windows(
     told = [f"{row['window_id']}: {'; '.join(said)}" for row in rows if (said := notes(row))]
     return {
         "windows": [{**row, "phase": phase(row)} for row in rows],
-        "notes": [*told, *([alone] if (alone := lonely(rows)) else [])],
+        "notes": [*told, *filter(None, [lonely(rows)])],
         "readiness": readiness,
     }
 

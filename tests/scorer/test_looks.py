@@ -144,7 +144,7 @@ async def test_a_run_that_timed_out_is_judged_and_comes_last(pool: Pool, endpoin
     async with ruler(pool, endpoint) as service:
         await service.window_resolved(resolved())
     rows = await pool.fetch("select agent_id, score, rank from judgments order by rank")
-    assert [tuple(row) for row in rows] == [("a", 0.1, 1), ("b", 0.0, 2)]
+    assert [tuple(row) for row in rows] == [("a", 1.0, 1), ("b", 0.0, 2)], "the judge gave it 0.9, and the other 0.1"
     assert await pool.fetchval("select score from look_scores where agent_id = 'b'") == 0.9
 
 
