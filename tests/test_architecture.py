@@ -38,7 +38,7 @@ OWNERS = {
     },
     "trainer": {"batches", "batch_trajectories", "models", "artifacts"},
     "deployer": {"deployments", "routes", "assignments", "evidence", "incidents", "quarantines"},
-    "admin": {"agents", "tokens", "audit"},
+    "admin": {"agents", "gateway_keys", "gateway_key_use", "tokens", "audit"},
     "gateway": set(),
     "inference": set(),
 }
