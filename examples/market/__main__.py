@@ -46,8 +46,8 @@ def arguments() -> argparse.Namespace:
         "--credentials",
         type=Path,
         required=True,
-        help="a directory with NAME.key for each agent (`ratchet agents key NAME --file`), and NAME.nk where the broker "
-        "asks for one; they are the agents",
+        help="a directory with NAME.key for each agent (`ratchet agents key NAME --file`), and NAME.nk where "
+        "the broker asks for one; they are the agents",
     )
     return parser.parse_args()
 

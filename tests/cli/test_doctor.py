@@ -117,16 +117,6 @@ async def test_servers_that_are_away_fail_and_the_rest_is_still_looked_at(
     assert "hidden" not in said.out
 
 
-@pytest.mark.usefixtures("servers")
-async def test_what_a_service_elsewhere_needs_is_a_warning(
-    ratchet: Ratchet, bus: Bus, environment: pytest.MonkeyPatch
-) -> None:
-    environment.delenv("RATCHET_ADMIN_TOKEN")
-    said = await ratchet("doctor", "--json")
-    assert said.code == 0, said.out
-    assert verdicts(said)["configuration"] == "warn"
-
-
 async def test_a_wrong_setting_fails(ratchet: Ratchet, environment: pytest.MonkeyPatch) -> None:
     environment.setenv("RATCHET_WINDOW_S", "0")
     said = await ratchet("doctor", "--json")
