@@ -15,7 +15,9 @@ from pydantic_core import from_json
 
 from shared.errors import GiveUpError
 
+KEPT_MESSAGES = 256  # what longer chats come to is not remembered: a thousand of them would fill the memory
 TEXT_PARTS = (None, "text", "input_text", "output_text")
+MARK = re.compile(r"zq\d+qz")
 GENERATION = re.compile(r"\{%[-+]?\s*generation\b")
 
 Shape = tuple[tuple[str, int, bool], ...]
@@ -35,7 +37,8 @@ def for_template(
     found = [_message(message, "developer" in template) for message in messages]
     shape = tuple((m["role"], len(m.get("tool_calls", ())), bool(m["content"])) for m in found)
     special = tuple((name, str(token)) for name, token in tokenizer.special_tokens_map.items())
-    if (left_out := _left_out(template, special, shape, bool(tools))) is not None:
+    look = _left_out if len(shape) <= KEPT_MESSAGES else _left_out.__wrapped__
+    if (left_out := look(template, special, shape, bool(tools))) is not None:
         raise GiveUpError(f"the model's chat template leaves out {left_out}")
     return found
 
@@ -51,9 +54,9 @@ def rendered(
 
     ``prompt`` adds what the assistant's next words follow. Raises GiveUpError where the template refuses the messages.
     """
-    return _rendered(
-        tokenizer.get_chat_template(tools=tools), tokenizer.special_tokens_map, list(messages), tools, prompt=prompt
-    )
+    template: str = tokenizer.get_chat_template(tools=tools)
+    marked = GENERATION.search(template) is not None
+    return _rendered(template, tokenizer.special_tokens_map, list(messages), tools, prompt=prompt, marked=marked)
 
 
 def joined(content: Any) -> str:
@@ -135,7 +138,8 @@ def _left_out(template: str, special: tuple[tuple[str, str], ...], shape: Shape,
         text, _ = _rendered(template, dict(special), messages, offered)
     except GiveUpError:
         return None  # it says itself what it refuses, in words about the messages that came
-    return next((what for what, word in marks.items() if word not in text), None)
+    shown = set(MARK.findall(text))
+    return next((what for what, word in marks.items() if word not in shown), None)
 
 
 def _tool(name: str) -> dict[str, Any]:
@@ -144,11 +148,16 @@ def _tool(name: str) -> dict[str, Any]:
 
 
 def _rendered(
-    template: str, special: dict[str, Any], messages: list[Any], tools: Any, *, prompt: bool = False
+    template: str,
+    special: dict[str, Any],
+    messages: list[Any],
+    tools: Any,
+    *,
+    prompt: bool = False,
+    marked: bool = False,
 ) -> tuple[str, list[tuple[int, int]]]:
     from transformers.utils.chat_template_utils import render_jinja_template
 
-    marked = GENERATION.search(template) is not None
     try:
         texts, spans = render_jinja_template(
             conversations=[messages],

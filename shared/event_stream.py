@@ -5,6 +5,7 @@ Source: the event stream format (WHATWG HTML, 9.2.6) and OpenAI's ``chat.complet
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from typing import Any, cast
@@ -53,13 +54,24 @@ class EventStream:
 
 def chunk_of(data: str) -> dict[str, Any]:
     """A chunk of a chat completion, its ``choices`` a list of objects. Raises ValueError for an error, or no chunk."""
-    try:
-        chunk = from_json(data)
-    except ValueError:
-        raise ValueError("a chunk is not JSON") from None
+    chunk = json_of(data)
     if not isinstance(chunk, dict) or chunk.get("error"):
         raise ValueError("a chunk is an error, or no object")
     choices = chunk["choices"] = chunk.get("choices") or []
     if not isinstance(choices, list) or not all(isinstance(choice, dict) for choice in choices):
         raise ValueError("a chunk's choices are no list of objects")
     return cast(dict[str, Any], chunk)
+
+
+def json_of(data: str | bytes) -> Any:
+    """What a server sent. Raises ValueError for what is no JSON.
+
+    Half a surrogate pair, as a cut text ends with, is kept: the next chunk may bring its other half.
+    """
+    try:
+        return from_json(data)
+    except ValueError:
+        try:
+            return json.loads(data)
+        except (ValueError, RecursionError):
+            raise ValueError("it is not JSON") from None

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import hypothesis
 import psycopg
 import pytest
+from hypothesis import settings
 
 from services.local.embedded import NatsServer, PostgresServer
 from shared import database
@@ -25,6 +26,8 @@ hypothesis.settings.register_profile("ratchet", deadline=None)  # a loaded machi
 hypothesis.settings.load_profile("ratchet")
 
 TEMPLATE = "ratchet_template"
+settings.register_profile("ratchet", deadline=None)  # a machine that does other work besides is no fault of a rule
+settings.load_profile("ratchet")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

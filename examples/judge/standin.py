@@ -56,6 +56,7 @@ BEHAVIOURS: Mapping[str, Behave] = {
     "cut at the token limit": lambda scores: completion(plain(scores), "length"),
     "cut body": cut_body,
     "no content": lambda scores: completion(None),
+    "content filter": lambda scores: completion(None, "content_filter"),
     "no completion": lambda scores: Reply(b"<html>", content_type="text/html"),
     "429": refused(429, **{"Retry-After": "0"}),
     "500": refused(500),

@@ -1,7 +1,8 @@
 """Secrets taken out of events before they leave, off the agent's path and in time linear in the text.
 
 What stands in the place of a secret says what kind it was. Structure, ids and times stay as they are: an event keeps
-its place in its run, and a number in a field of ids is no card's. This is a net with a mesh, not a proof: give ``Recorder`` a function for what is yours alone.
+its place in its run, and a number in a field of ids is no card's. This is a net with a mesh, not a proof: give
+``Recorder`` a function for what is yours alone.
 """
 
 from __future__ import annotations

@@ -63,7 +63,7 @@ def written_list(items: Iterable[bytes]) -> bytes:
 
 
 def mended(value: Any) -> Any:
-    """What can be written as UTF-8. Halves of a surrogate pair that a cut parted are put together; one alone is U+FFFD."""
+    """What UTF-8 can hold. Halves of a surrogate pair that a cut parted are put together; one alone is U+FFFD."""
     match value:
         case str():
             return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
@@ -78,7 +78,7 @@ def mended(value: Any) -> Any:
 
 
 def told_apart(fields: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
-    """An object of these fields. Names that have become the same are numbered, so that no field takes another's place."""
+    """An object of these fields. Names that have become the same are numbered: no field takes another's place."""
     found: dict[Any, Any] = {}
     for name, value in fields:
         free, number = name, 1

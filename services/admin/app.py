@@ -7,7 +7,7 @@ from services.admin.handlers import application
 from services.admin.keys import KeyBucket
 from services.admin.settings import AdminSettings
 from services.admin.store import Credentials, Store
-from services.admin.waiting import MEASURE_S, Waiting
+from services.admin.waiting import MEASURE_S
 from services.admin.watch import LOOK_S, Watch
 from shared import database
 from shared.bus import Bus
@@ -50,11 +50,11 @@ async def main() -> None:
             settings,
             bus,
             pool=pool,
-            http=application(store, bus, token, watch),
+            http=application(store, bus, token, watch, waiting),
             tasks=[
                 Periodic("gateway_keys", KEYS_S, KeyBucket(bus, credentials.gateway_keys).level),
                 Periodic("watch", LOOK_S, watch.look),
-                Periodic("waits", MEASURE_S, Waiting(store).measure),
+                Periodic("waits", MEASURE_S, waiting.measure),
             ],
         )
 

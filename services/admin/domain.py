@@ -134,12 +134,47 @@ def service_of(consumer: str) -> str:
 
 
 def phase(window: Mapping[str, Any]) -> str:
-    """How far a window is: open, closed, settled (its outcomes are in), judged (no group of it waits)."""
+    """How far a window is: open, closed, settled (its outcomes are in), judged (no group of it waits), or failed.
+
+    Failed is one with a group that its judge has failed, whatever became of the others.
+    """
     if window["state"] == "open":
         return "open"
     if window["settlement"] != "settled":
         return "closed"
+    if window["failed"]:
+        return "failed"
     return "judged" if window["groups"] and not window["pending"] else "settled"
+
+
+def notes(window: Mapping[str, Any]) -> list[str]:
+    """What of a window teaches nothing, each with its reasons, the commonest first."""
+    found = []
+    if window["failed"]:
+        found.append(f"{window['failed']} of {window['groups']} groups failed: {_commonest(window['failures'])}")
+    if window["small"]:
+        found.append(f"{window['small']} of {window['groups']} groups are small: under two runs of them count")
+    for name, words in (("left_out", "left out"), ("ranked_last", "last in their groups, unjudged")):
+        if reasons := window[name]:
+            found.append(f"{_runs(sum(reasons.values()))} {words}: {_commonest(reasons)}")
+    return found
+
+
+def _runs(count: int) -> str:
+    return "1 run" if count == 1 else f"{count} runs"
+
+
+def _commonest(reasons: Mapping[str, int]) -> str:
+    ordered = sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
+    return ", ".join(f"{reason} ({count})" for reason, count in ordered)
+
+
+def lonely(windows: Sequence[Mapping[str, Any]]) -> str | None:
+    """What is wrong where every group of the last windows is small; None where one is not, or none is there."""
+    groups = sum(window["groups"] for window in windows)
+    if not groups or groups != sum(window["small"] for window in windows):
+        return None
+    return f"all {groups} groups of the last windows are small: give runs a scenario_id that others share"
 
 
 def new_messages(calls: Sequence[Mapping[str, Any]], call: Mapping[str, Any]) -> list[Mapping[str, Any]]:

@@ -20,6 +20,7 @@ from services.admin import runs, service
 from services.admin.access import API, Guard
 from services.admin.pages import Pages
 from services.admin.store import Store
+from services.admin.waiting import Waiting
 from services.admin.watch import Watch
 from shared.bus import Bus
 from shared.database import UNAVAILABLE
@@ -29,11 +30,17 @@ MOST = 1000
 Ask = Callable[[Request], Awaitable[Any]]
 
 
-def application(store: Store, bus: Bus, token: str, watch: Watch | None = None) -> ASGIApp:
-    """The whole application behind its token. Without a ``watch`` that looks by itself, it looks when it is asked."""
-    watch = watch or Watch(bus)
-    api = _api(store, bus, watch)
-    pages = _pages(store, bus, watch)
+def application(
+    store: Store, bus: Bus, token: str, watch: Watch | None = None, waiting: Waiting | None = None
+) -> ASGIApp:
+    """The whole application behind its token. Where nothing looks for it from time to time, it looks when asked."""
+    watch, waiting = watch or Watch(bus), waiting or Waiting(store)
+
+    async def seen() -> dict[str, Any]:
+        return await service.overview(store, bus, watch, waiting)
+
+    api = _api(store, seen)
+    pages = _pages(store, seen)
     routes = [Route(f"/api/v1/{path}", _json(ask)) for path, ask in api.items()]
     routes += [Route(path, _page(show)) for path, show in pages.items()]
     return Starlette(
@@ -43,9 +50,9 @@ def application(store: Store, bus: Bus, token: str, watch: Watch | None = None) 
     )
 
 
-def _api(store: Store, bus: Bus, watch: Watch) -> dict[str, Ask]:
+def _api(store: Store, seen: Callable[[], Awaitable[Any]]) -> dict[str, Ask]:
     async def overview(_: Request) -> Any:
-        return await service.overview(store, bus, watch)
+        return await seen()
 
     async def windows(request: Request) -> Any:
         return await store.windows(_limit(request, 50), idle=request.query_params.get("idle") == "true")
@@ -84,11 +91,11 @@ def _api(store: Store, bus: Bus, watch: Watch) -> dict[str, Ask]:
     }
 
 
-def _pages(store: Store, bus: Bus, watch: Watch) -> dict[str, Callable[[Request, str], Awaitable[str]]]:
+def _pages(store: Store, seen: Callable[[], Awaitable[Any]]) -> dict[str, Callable[[Request, str], Awaitable[str]]]:
     pages = Pages()
 
     async def front(_: Request, nonce: str) -> str:
-        return pages.overview(await service.overview(store, bus, watch), nonce)
+        return pages.overview(await seen(), nonce)
 
     async def window(request: Request, nonce: str) -> str:
         window_id = request.path_params["window_id"]

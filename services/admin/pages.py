@@ -31,12 +31,15 @@ class Pages:
             text=text,
             signed=signed,
             phase=domain.phase,
+            notes=domain.notes,
             tool_calls=domain.tool_calls,
         )
 
     def overview(self, found: Mapping[str, Any], nonce: str) -> str:
         charts = {policy: domain.chart(rows) for policy, rows in found["rewards"].items()}
-        return self._render("overview.html", nonce, charts=charts, refresh_s=3, **found)
+        return self._render(
+            "overview.html", nonce, charts=charts, lonely=domain.lonely(found["windows"]), refresh_s=3, **found
+        )
 
     def window(self, window: Mapping[str, Any], runs: Sequence[Mapping[str, Any]], nonce: str) -> str:
         return self._render("window.html", nonce, window=window, runs=runs, refresh_s=5)

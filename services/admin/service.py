@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from services.admin.domain import down, shares
 from services.admin.store import Row, Store
+from services.admin.waiting import Waiting
 from services.admin.watch import Watch
 from shared.bus import Bus
 from shared.errors import RatchetError
@@ -45,7 +46,7 @@ async def models(store: Store, policy: str | None = None) -> list[Row]:
     return [{**row, "share": current.get(row["policy"], {}).get(row["version"], 0.0)} for row in found]
 
 
-async def overview(store: Store, bus: Bus, watch: Watch) -> dict[str, Any]:
+async def overview(store: Store, bus: Bus, watch: Watch, waiting: Waiting) -> dict[str, Any]:
     """What the front page shows."""
     policies = await store.policies()
     ready, _ = await asyncio.gather(asyncio.gather(*(readiness(bus, policy) for policy in policies)), watch.fresh())
@@ -63,5 +64,5 @@ async def overview(store: Store, bus: Bus, watch: Watch) -> dict[str, Any]:
         "services": [asdict(one) for one in services],
         "down": [asdict(one) for one in down(services)],
         "consumers": watch.consumers(),
-        "waits": await store.waits(100),
+        "waits": await waiting.rows(),
     }

@@ -44,6 +44,7 @@ class Store:
 
         Agents and runs are counted as they are now, quality as it was at the close.
         ``rewarded``: runs with a reward of record. ``outcomes``: facts of the settlement, once it is settled.
+        ``left_out``, ``ranked_last``: runs by the first words of the reason; ``failures``: failed groups by theirs.
         """
         if since is None and until is None:
             return await self._windows("" if idle else BUSY, limit)
@@ -56,8 +57,8 @@ class Store:
             f"""select w.window_id, w.starts_at, w.ends_at, w.length_s, w.state, w.revision, w.quality,
                       w.quality_checks, w.closed_at,
                       t.agents, t.trajectories, t.open, t.late, t.rewarded,
-                      g.groups, g.scored, g.ties, g.small, g.disputed, g.failed, g.pending,
-                      s.state as settlement, coalesce(s.outcomes, 0) as outcomes,
+                      g.groups, g.scored, g.ties, g.small, g.disputed, g.failed, g.pending, f.failures,
+                      l.left_out, l.ranked_last, s.state as settlement, coalesce(s.outcomes, 0) as outcomes,
                       coalesce(s.missing, array[]::text[]) as missing
                  from (select * from windows {which} order by starts_at desc, length_s limit $1) w
                 cross join lateral (
@@ -78,6 +79,18 @@ class Store:
                              count(*) filter (where state = 'failed') as failed,
                              count(*) filter (where state = 'pending') as pending
                         from groups where window_id = w.window_id) g
+                cross join lateral (
+                      select coalesce(jsonb_object_agg(why, n), '{{}}') as failures
+                        from (select split_part(coalesce(failure, 'asked again'), ' (call ', 1) as why, count(*) as n
+                                from groups where window_id = w.window_id and state = 'failed' group by 1) k) f
+                cross join lateral (
+                      select coalesce(jsonb_object_agg(out, n) filter (where out is not null), '{{}}') as left_out,
+                             coalesce(jsonb_object_agg(last, n) filter (where last is not null), '{{}}') as ranked_last
+                        from (select split_part(m.left_out, ':', 1) as out, split_part(m.ranks_last, ':', 1) as last,
+                                     count(*) as n
+                                from groups join group_members m using (group_id)
+                               where window_id = w.window_id and coalesce(m.left_out, m.ranks_last) is not null
+                               group by 1, 2) k) l
                  left join lateral (
                       select state, outcomes, missing from settlements
                        where window_id = w.window_id order by revision desc limit 1) s on true
@@ -91,7 +104,7 @@ class Store:
         return await self._all(
             """select t.agent_id, t.trajectory_id, t.policy, t.scenario_id, t.started_at, t.status, t.late,
                       t.step_count, t.model_version, r.value as reward, g.group_id, g.state as group_state, m.left_out,
-                      j.score, j.rank
+                      m.ranks_last, j.score, j.rank
                  from trajectories t
                  left join lateral (
                       select value from outcomes o
@@ -244,7 +257,7 @@ class Store:
         """The groups a run is in, with its newest judgment."""
         return await self._all(
             """select g.group_id, g.state, g.homogeneous, g.spread, g.judge, g.revision, m.left_out,
-                      j.score, j.rank, j.rubric, j.model, j.explanation
+                      m.ranks_last, g.failure, j.score, j.rank, j.rubric, j.model, j.explanation
                  from group_members m
                  join groups g using (group_id)
                  left join judgments j on (j.group_id, j.revision, j.agent_id, j.trajectory_id)

@@ -46,7 +46,7 @@ class Finding:
 
 async def examine() -> list[Finding]:
     """Everything, in the order in which one would mend it."""
-    from services.cli import gateway_checks, judge_checks, loop_checks
+    from services.cli import gateway_checks, group_checks, judge_checks, loop_checks
 
     found = configuration()
     running = {"unknown": "the broker is away"}
@@ -63,8 +63,9 @@ async def examine() -> list[Finding]:
         if pool is not None:
             found += await database(pool)
             if not any(f.part == "migrations" and f.verdict == "fail" for f in found):
-                found += [*await artifacts(pool, settings), await quality(pool), *await gateway_checks.gateway(pool)]
-                found += [*await loop_checks.waits(pool), *await judge_checks.probes(pool, running)]
+                found += [*await artifacts(pool, settings), await quality(pool), await group_checks.groups(pool)]
+                found += [*await gateway_checks.gateway(pool), *await loop_checks.waits(pool)]
+                found += await judge_checks.probes(pool, running)
     return [*found, judge_checks.judge(running)]
 
 
@@ -236,5 +237,5 @@ async def quality(pool: Pool) -> Finding:
     detail = f"{worst['quality']:.3f} at worst ({worst['window_id']}), of the {len(rows)} newest windows"
     if worst["quality"] >= GOOD_QUALITY:
         return Finding("data quality", "ok", detail)
-    mend = "see its runs with `ratchet trajectory`: steps without a call, empty prompts, actions without a result"
+    mend = "see its runs with `ratchet trajectory`: no call, empty prompts, steps that are missing, wrong times"
     return Finding("data quality", "warn" if worst["quality"] >= POOR_QUALITY else "fail", detail, mend)

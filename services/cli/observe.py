@@ -111,28 +111,31 @@ def windows(
     if as_json:
         print_json(found)
         return
-    columns = (
+    columns: tuple[str, ...] = (
         "window",
         "state",
-        "agents",
         "runs",
         "groups",
         "scored",
         "ties",
-        "outcomes",
-        "rewarded",
-        "late",
-        "quality",
+        "small",
+        "failed",
+        "left out",
+        "last",
     )
+    columns += ("outcomes", "rewarded", "late", "agents", "quality")
     rows = [
         (
-            *(w[k] for k in ("window_id", "phase", "agents", "trajectories", "groups", "scored", "ties")),
-            *(w[k] for k in ("outcomes", "rewarded", "late")),
+            *(w[k] for k in ("window_id", "phase", "trajectories", "groups", "scored", "ties", "small", "failed")),
+            *(sum(w[k].values()) for k in ("left_out", "ranked_last")),
+            *(w[k] for k in ("outcomes", "rewarded", "late", "agents")),
             None if w["quality"] is None else f"{w['quality']:.0%}",
         )
         for w in found["windows"]
     ]
     console().print(table("", columns, rows, right=columns[2:]))
+    for line in found["notes"]:
+        typer.echo(printable(line))
     for readiness in found["readiness"]:
         typer.echo(printable(_readiness_line(readiness)))
 
@@ -151,7 +154,7 @@ async def _windows(
     policy: str | None, limit: int, idle: bool, since: datetime | None, until: datetime | None
 ) -> dict[str, Any]:
     from services.admin import service
-    from services.admin.domain import phase
+    from services.admin.domain import lonely, notes, phase
     from services.admin.store import Store
     from services.terminal import session
 
@@ -165,7 +168,12 @@ async def _windows(
                 readiness = [await service.readiness(bus, name) for name in policies]
         except RatchetError as error:
             readiness = [service.unknown_readiness(name, error) for name in policies]
-    return {"windows": [{**row, "phase": phase(row)} for row in rows], "readiness": readiness}
+    told = [f"{row['window_id']}: {'; '.join(said)}" for row in rows if (said := notes(row))]
+    return {
+        "windows": [{**row, "phase": phase(row)} for row in rows],
+        "notes": [*told, *([alone] if (alone := lonely(rows)) else [])],
+        "readiness": readiness,
+    }
 
 
 def trajectory(

@@ -118,6 +118,8 @@ def _fate(tree: Tree, document: Mapping[str, Any]) -> None:
         branch = tree.add(_text(f"group {group['group_id']}: {group['state']}", "bold"))
         if group["left_out"]:
             _line(branch, "left out", group["left_out"])
+        elif group["score"] is None and group["failure"]:
+            _line(branch, "its judge failed", group["failure"])
         elif group["score"] is not None:
             _line(branch, "judgment", f"score {group['score']:.3g}, rank {group['rank']}, by {group['judge']}")
             if group["explanation"]:

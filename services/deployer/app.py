@@ -10,6 +10,7 @@ from services.deployer.settings import DeployerSettings
 from services.deployer.store import Store
 from shared import database
 from shared.artifacts import DirectoryStore
+from shared.aside import Aside
 from shared.bus import Bus
 from shared.service import Periodic, run_service, serve
 from shared.settings import load
@@ -32,7 +33,8 @@ async def main() -> None:
     try:
         async with database.pool(url, pool_size=settings.database_pool, application="deployer") as pool:
             store = Store(pool)
-            deployer = Deployer(store, probe, RouteBucket(bus, store.newest_document), bus, settings)
+            aside = Aside("deployer", pool)
+            deployer = Deployer(store, probe, RouteBucket(bus, store.newest_document), bus, settings, aside)
             subscribe(bus, deployer)
             await serve(
                 "deployer",

@@ -101,7 +101,7 @@ class Assignment:
 
 
 def assignment(run: RoutedRun, version: str, worst: float | None) -> Assignment:
-    """Invariant 9: every started run counts for the version it was assigned.
+    """Invariant 9: every started run that was answered at all counts for the version it was assigned.
 
     A run that another version answered even once, that has no reward of record, or that has neither end nor
     reward counts as ``worst``: the lowest reward of record among all runs of the policy in the window. Where

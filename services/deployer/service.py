@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Protocol
-
-from prometheus_client import Counter
 
 from services.deployer import domain, verdict_domain
 from services.deployer.deciding import Deciding
@@ -17,16 +14,15 @@ from services.deployer.sequential import Interval
 from services.deployer.settings import DeployerSettings
 from services.deployer.store import Store
 from services.deployer.verdict_domain import Hold, Promote, RollBack
-from shared.database import UNAVAILABLE, Connection
+from shared.aside import Aside
+from shared.database import Connection
 from shared.delivery import Ack, Disposition, Retry
-from shared.errors import GiveUpError, RetryLaterError
+from shared.errors import GiveUpError
 from shared.events import GatewayHealth, LoopEvent, ModelTrained, WindowResolved
 from shared.routing import plan_at
 from shared.telemetry import logger
 
 VERIFY_FACTOR = 2  # of verify_timeout_s: the files are hashed before the call
-
-SET_ASIDE = Counter("ratchet_deployer_set_aside_total", "Rounds in which a policy's turn raised and the rest went on")
 
 
 @dataclass(frozen=True)
@@ -63,13 +59,20 @@ class Announcer(Protocol):
 
 class Deployer:
     def __init__(
-        self, store: Store, probe: Probe, routes: Routes, announcer: Announcer, settings: DeployerSettings
+        self,
+        store: Store,
+        probe: Probe,
+        routes: Routes,
+        announcer: Announcer,
+        settings: DeployerSettings,
+        aside: Aside | None = None,
     ) -> None:
         self._store = store
         self._probe = probe
         self._routes = routes
         self._announcer = announcer
         self._settings = settings
+        self._aside = aside or Aside("deployer")
         self._deciding = Deciding(store, settings)
 
     # a new version ------------------------------------------------------------------------------
@@ -83,26 +86,18 @@ class Deployer:
 
     async def verify_due(self) -> None:
         """Verify every version that waits, each at its own pace."""
-        waiting = await self._store.verifying()
-        turns = (self._alone(one.policy, self._verify(one)) for one in waiting)
-        for result in await asyncio.gather(*turns, return_exceptions=True):
+        alone = map(self._verify_alone, await self._store.verifying())
+        for result in await asyncio.gather(*alone, return_exceptions=True):
             if isinstance(result, BaseException):
                 raise result
 
+    async def _verify_alone(self, waiting: Deployment) -> None:
+        async with self._aside.row("verify version", f"{waiting.policy} {waiting.version}"):
+            await self._verify(waiting)
+
     async def end_overdue(self) -> None:
         """End each trial whose time is over, with what was lacking for a verdict; no event needs to come for that."""
-        for policy in await self._store.overdue():
-            await self._alone(policy, self._look_at(policy))
-
-    async def _alone(self, policy: str, work: Awaitable[object]) -> None:
-        """One policy's trouble holds up no other's; servers that are away are nobody's fault."""
-        try:
-            await work
-        except (RetryLaterError, *UNAVAILABLE):
-            raise
-        except Exception:
-            SET_ASIDE.inc()
-            logger().exception("set_aside", policy=policy)
+        await self._aside.each("end trial", await self._store.overdue(), str, self._look_at)
 
     async def _look_at(self, policy: str) -> None:
         async with self._store.policy(policy) as c:
@@ -265,17 +260,19 @@ class Deployer:
         await self.announce_due()
 
     async def announce_due(self) -> None:
-        for row in await self._store.unannounced():
-            await self._announcer.announce(domain.announcement(row))
-            await self._store.set_announced(row)
+        rows = await self._store.unannounced()
+        await self._aside.each("announce verdict", rows, lambda row: f"{row.policy} {row.version}", self._announce)
+
+    async def _announce(self, row: Deployment) -> None:
+        await self._announcer.announce(domain.announcement(row))
+        await self._store.set_announced(row)
 
     async def sweep(self) -> None:
         """What a crash left behind: documents that no gateway has, or that name an old endpoint; silent verdicts."""
-        for policy in await self._store.routed_policies():
-            await self._alone(policy, self._reroute(policy))
+        await self._aside.each("route policy", await self._store.routed_policies(), str, self._renew)
         await self.announce_due()
 
-    async def _reroute(self, policy: str) -> None:
+    async def _renew(self, policy: str) -> None:
         async with self._store.policy(policy) as c:
             await self._deciding.route(c, policy)
         await self._routes.publish(policy)

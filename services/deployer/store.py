@@ -166,15 +166,21 @@ class Store(RouteStore):
         return [row["policy"] for row in rows]
 
     async def runs(self, c: Connection, policy: str, window_id: str) -> list[RoutedRun]:
-        """The runs of a window that the gateway routed: started, in time, and acting with the policy's model."""
+        """The runs of a window that a version answered: started, in time, acting with the policy's model.
+
+        That they were answered is the gateway's word. A run that only names the model, or that says itself which
+        version answered, is evidence of none.
+        """
         rows = await c.fetch(
             """select t.agent_id, t.trajectory_id, t.scenario_id, t.status, r.reward,
                       array(select distinct l.model_version from llm_calls l
                              where l.agent_id = t.agent_id and l.trajectory_id = t.trajectory_id
-                               and l.recorded and l.model_version is not null) as answered_by
+                               and l.witnessed and l.recorded and l.model_version is not null) as answered_by
                  from trajectories t
                  left join rewards r using (agent_id, trajectory_id)
                 where t.window_id = $1 and t.policy = $2 and t.started and not t.late and t.model_name = t.policy
+                  and exists (select from llm_calls l
+                               where l.agent_id = t.agent_id and l.trajectory_id = t.trajectory_id and l.witnessed)
                 order by t.agent_id, t.trajectory_id""",
             window_id,
             policy,
@@ -264,7 +270,10 @@ class Store(RouteStore):
                       (select count(*) from counted where version = $2) as runs,
                       (select count(*) from counted where version = $3) as control_runs,
                       (select count(*) from trajectories t join since using (window_id)
-                        where t.policy = $1 and t.model_name is distinct from t.policy) as unrouted,
+                        where t.policy = $1 and t.started and not t.late
+                          and not exists (select from assignments a
+                                           where (a.agent_id, a.trajectory_id) = (t.agent_id, t.trajectory_id))
+                      ) as unrouted,
                       (select count(*) from (
                           select from counted group by window_id, scenario_id
                           having bool_or(version = $2) and bool_or(version = $3)) met_by_both) as shared""",

@@ -59,7 +59,7 @@ def decide(
 class Met:
     """What a trial has met since it began: settled windows, and runs of the policy in them.
 
-    ``unrouted`` asked for another model than the policy's; ``shared``: scenarios of a window that both versions met.
+    ``unrouted`` were answered by no version of it; ``shared``: scenarios of a window that both versions met.
     """
 
     windows: int
@@ -83,7 +83,10 @@ def lacking(met: Met, evidence: int) -> str:
         case Met(control_runs=others) if others:
             return "no traffic: none of the runs was its own"
         case Met(unrouted=unrouted) if unrouted:
-            return f"no traffic: {unrouted} runs asked for another model than the policy's"
+            said = "1 run was" if unrouted == 1 else f"{unrouted} runs were"
+            return (
+                f"no traffic: {said} answered by no version; agents ask the gateway for the model named as the policy"
+            )
         case Met(windows=0):
             return "no window was settled"
         case _:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections import deque
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from typing import Any, Literal
-
-from pydantic_core import to_json
 
 from shared.credentials import GatewayKey
 
@@ -87,4 +86,4 @@ def tokens_of(reply: dict[str, Any], sent: dict[str, Any]) -> int:
 
 
 def _size(token_ids: Any, said: Any) -> int:
-    return len(token_ids) if isinstance(token_ids, list) else len(to_json(said)) // BYTES_PER_TOKEN
+    return len(token_ids) if isinstance(token_ids, list) else len(json.dumps(said)) // BYTES_PER_TOKEN

@@ -28,7 +28,9 @@ def bared(asked: Asked, choice: dict[str, Any]) -> dict[str, Any]:
 def for_client(asked: Asked, reply: dict[str, Any], call_id: str, version: str) -> dict[str, Any]:
     """The reply, or a chunk of one, as the client sees it: our call id, the version's name, nothing unasked."""
     seen = {**reply, "id": call_id, "model": version}
-    seen["choices"] = [bared(asked, choice) for choice in reply.get("choices") or []]
+    seen["choices"] = [
+        bared(asked, choice) if isinstance(choice, dict) else choice for choice in reply.get("choices") or []
+    ]
     if not asked.body.get("return_token_ids"):
         seen.pop("prompt_token_ids", None)
     return seen

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from prometheus_client import Counter, Histogram
 from pydantic import ValidationError
-from pydantic_core import to_json
+from pydantic_core import PydanticSerializationError, to_json
 from ratchet_sdk.assembly import StreamedReply
 from ratchet_sdk.events import LlmCallMade, uuid7
 
@@ -166,7 +167,7 @@ class Gateway:
         await self._record(asked, answered)
         self._count(asked, answered)
         seen = for_client(asked, answered.reply, answered.call_id, answered.version)
-        return Whole(to_json(seen), taken.headers)
+        return Whole(_json(seen), taken.headers)
 
     async def stream(self, asked: Asked, meter: Meter) -> Streamed | Refused | Unanswered | Unknown:
         """A reply as server-sent events; its record comes before ``[DONE]``."""
@@ -280,4 +281,11 @@ class Gateway:
 
 
 def _event(chunk: dict[str, Any]) -> bytes:
-    return b"data: " + to_json(chunk) + b"\n\n"
+    return b"data: " + _json(chunk) + b"\n\n"
+
+
+def _json(value: dict[str, Any]) -> bytes:
+    try:
+        return to_json(value)
+    except PydanticSerializationError:  # half a surrogate pair: the client gets it as the model's server wrote it
+        return json.dumps(value, separators=(",", ":")).encode()

@@ -8,11 +8,11 @@ from contextlib import aclosing
 from typing import Any
 
 import httpx
-from pydantic_core import from_json, to_json
+from pydantic_core import to_json
 
 from services.gateway.domain import target_failed
 from services.gateway.service import Broken, BrokenOffError, Opened, Refused, Replied
-from shared.event_stream import DONE, EventStream, chunk_of
+from shared.event_stream import DONE, EventStream, chunk_of, json_of
 from shared.routing import Target
 
 HEADERS = {"content-type": "application/json"}
@@ -83,7 +83,7 @@ def _refusal(response: httpx.Response) -> Refused | Broken:
 
 def _whole(content: bytes) -> Replied | Broken:
     try:
-        reply = from_json(content)
+        reply = json_of(content)
     except ValueError:
         return Broken("the reply is not JSON")
     choices = reply.get("choices") if isinstance(reply, dict) else None

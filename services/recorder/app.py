@@ -16,6 +16,7 @@ from services.recorder.stream import StepStream
 from services.recorder.window_store import WindowStore
 from services.recorder.windows import Closing
 from shared import database
+from shared.aside import Aside
 from shared.bus import Bus
 from shared.service import Periodic, run_service, serve
 from shared.settings import load
@@ -34,7 +35,8 @@ async def main() -> None:
     async with database.pool(url, pool_size=settings.database_pool, application=NAME) as pool:
         bus = Bus(settings.nats_url, name=NAME)
         stream = StepStream(bus)
-        closing = Closing(WindowStore(pool), stream, bus, settings)
+        aside = Aside(NAME, pool)
+        closing = Closing(WindowStore(pool), stream, bus, settings, aside=aside)
         subscribe(
             bus,
             Recording(EventStore(pool), settings),
@@ -43,7 +45,7 @@ async def main() -> None:
             gather_s=settings.gather_s,
         )
         subscribe_forgetting(bus, Forgetting(ForgetStore(pool)))
-        retention = Retention(RetentionStore(pool), settings)
+        retention = Retention(RetentionStore(pool), settings, aside=aside)
         tasks = [
             Periodic("retention", settings.retention_s, retention.round),
             Periodic("purge", settings.purge_s, Purging(stream).round),

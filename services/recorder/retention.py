@@ -22,6 +22,7 @@ from services.recorder.retention_domain import (
     partitions_wanted,
 )
 from services.recorder.settings import RecorderSettings
+from shared.aside import Aside
 from shared.telemetry import logger
 
 ERASED = Counter("ratchet_recorder_bodies_erased_total", "Events whose body was erased", ["why"])
@@ -52,10 +53,17 @@ def _today() -> date:
 class Retention:
     """Days that outlived their policies. Without a setting nothing is partitioned, and nothing goes."""
 
-    def __init__(self, store: Store, settings: RecorderSettings, today: Callable[[], date] = _today) -> None:
+    def __init__(
+        self,
+        store: Store,
+        settings: RecorderSettings,
+        today: Callable[[], date] = _today,
+        aside: Aside | None = None,
+    ) -> None:
         self._store = store
         self._lives = Lives(settings.retention_days, settings.retention_days_by_policy)
         self._today = today
+        self._aside = aside or Aside("recorder")
         self._looked: dict[date, Mapping[str, date]] = {}  # a day that somebody keeps is scanned once for each change
 
     async def round(self) -> None:
@@ -67,17 +75,17 @@ class Retention:
                 today = self._today()
                 gone_through = await self._store.move_on(self._lives.gone_through(today))
                 await self._make_partitions(today)
-                for day in await self._store.partitions():
-                    await self._expire(day, gone_through)
+                days = await self._store.partitions()
+                await self._aside.each("expire day", days, str, lambda day: self._expire(day, gone_through))
                 await self._expire_default()
 
     async def _make_partitions(self, today: date) -> None:
         there = set(await self._store.partitions())
         oldest, last = today - timedelta(days=self._lives.longest_days), today + timedelta(days=AHEAD_DAYS)
         in_default = await self._store.days_in_default(oldest, last)
-        for day in partitions_wanted(today, in_default, oldest):
-            if day not in there:
-                await self._store.make_partition(day, day + timedelta(days=1))
+        wanted = [day for day in partitions_wanted(today, in_default, oldest) if day not in there]
+        make = self._store.make_partition
+        await self._aside.each("make partition", wanted, str, lambda day: make(day, day + timedelta(days=1)))
 
     async def _expire(self, day: date, gone_through: Mapping[str, date]) -> None:
         if day > max(gone_through.values()) or self._looked.get(day) == gone_through:

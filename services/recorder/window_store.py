@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 
 from services.recorder.window_domain import OpenWindow
@@ -59,8 +59,8 @@ class WindowStore:
         )
         return state
 
-    async def due(self, ended_before: datetime, limit: int = 2000) -> list[OpenWindow]:
-        """Open windows whose end lies before ``ended_before`` or whose closing was asked for, oldest first."""
+    async def due(self, ended_before: datetime, but: Sequence[str] = (), limit: int = 2000) -> list[OpenWindow]:
+        """Open windows, ``but`` these, that ended before an instant or whose closing was asked for, oldest first."""
         rows = await self._pool.fetch(
             """select w.window_id, w.ends_at, w.close_requested, w.barrier_created, w.barrier_sequence,
                       (select max(t.started_at) from trajectories t
@@ -68,10 +68,11 @@ class WindowStore:
                       coalesce((select max(t.ended_sequence) from trajectories t
                         where t.window_id = w.window_id and not t.late), 0) as last_end_sequence
                  from windows w
-                where w.state = 'open' and (w.close_requested or w.ends_at <= $1)
+                where w.state = 'open' and (w.close_requested or w.ends_at <= $1) and w.window_id <> all($3::text[])
                 order by w.ends_at limit $2""",
             ended_before,
             limit,
+            list(but),
         )
         return [OpenWindow(**row) for row in rows]
 
@@ -137,11 +138,13 @@ class WindowStore:
             timedelta(seconds=limit_s),
         )
 
-    async def unannounced(self, limit: int = 100) -> list[Record]:
+    async def unannounced(self, but: Sequence[str] = (), limit: int = 100) -> list[Record]:
         return await self._pool.fetch(
             """select window_id, starts_at, ends_at, revision, agents, trajectories, late, quality
-                 from windows where state = 'closed' and announced_at is null order by closed_at, ends_at limit $1""",
+                 from windows where state = 'closed' and announced_at is null and window_id <> all($2::text[])
+                order by closed_at, ends_at limit $1""",
             limit,
+            list(but),
         )
 
     async def announced(self, window_id: str, revision: int) -> None:
@@ -153,27 +156,23 @@ class WindowStore:
         )
 
 
-# Six checks of each run that is not late; a run without steps holds none. Kept as the share of runs that hold each.
+# Five checks of each run that is not late, none of them of what the contract calls optional; a run without steps holds
+# none. Kept as the share of runs that hold each.
 CLOSE = """
 with run as (
     select t.agent_id, t.trajectory_id, t.late, s.steps > 0 as has_steps,
-           s.steps > 0 and s.without_call = 0 as calls,
+           s.steps > 0 and exists (
+               select from llm_calls c where c.agent_id = t.agent_id and c.trajectory_id = t.trajectory_id) as calls,
            s.steps > 0 and not exists (
                select from llm_calls c where c.agent_id = t.agent_id and c.trajectory_id = t.trajectory_id
                                          and not c.has_prompt) as prompts,
-           s.steps > 0 and s.unanswered = 0 as answers,
            s.steps > 0 and t.consistent and not t.clock_skewed and s.backwards = 0 and s.first_at >= t.started_at
                and s.last_at <= coalesce(t.ended_at, s.last_at) as consistent,
            s.steps > 0 and s.steps = coalesce(t.step_count, s.last_step + 1) as complete
       from trajectories t
       cross join lateral (
-          select count(*) as steps, max(step) as last_step, count(*) filter (where not answered) as unanswered,
-                 min(occurred_at) as first_at, max(occurred_at) as last_at,
-                 count(*) filter (where occurred_at < before) as backwards,
-                 count(*) filter (where not exists (
-                     select from llm_calls c
-                      where c.agent_id = s.agent_id and c.trajectory_id = s.trajectory_id and c.step = s.step)
-                 ) as without_call
+          select count(*) as steps, max(step) as last_step, min(occurred_at) as first_at,
+                 max(occurred_at) as last_at, count(*) filter (where occurred_at < before) as backwards
             from (select *, lag(occurred_at) over (order by step) as before from steps
                    where agent_id = t.agent_id and trajectory_id = t.trajectory_id) s
       ) s
@@ -185,7 +184,6 @@ with run as (
            avg(has_steps::int) filter (where not late) as has_steps,
            avg(calls::int) filter (where not late) as calls,
            avg(prompts::int) filter (where not late) as prompts,
-           avg(answers::int) filter (where not late) as answers,
            avg(consistent::int) filter (where not late) as consistent,
            avg(complete::int) filter (where not late) as complete
       from run
@@ -193,10 +191,10 @@ with run as (
 update windows w
    set state = 'closed', revision = 1, closed_at = now(), agents = counted.agents,
        trajectories = counted.trajectories, late = counted.late,
-       quality = ((has_steps + calls + prompts + answers + consistent + complete) / 6)::float8,
+       quality = ((has_steps + calls + prompts + consistent + complete) / 5)::float8,
        quality_checks = case when counted.trajectories > 0 then jsonb_build_object(
            'has_steps', has_steps::float8, 'calls', calls::float8, 'prompts', prompts::float8,
-           'answers', answers::float8, 'consistent', consistent::float8, 'complete', complete::float8) end
+           'consistent', consistent::float8, 'complete', complete::float8) end
   from counted
  where w.window_id = $1 and w.state = 'open' and w.barrier_sequence <= $2
    and not exists (select from trajectories t where t.window_id = $1 and not t.late

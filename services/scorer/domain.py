@@ -214,18 +214,18 @@ def verdict(
 ) -> Verdict:
     """spread = max - min; rank = 1 + how many stand better.
 
-    A run that timed out ranks below those that ended, whatever was said for it: beside them it scores 0. The k of n
-    members in ``last`` score 0 below all others, whose scores s become f + (1 - f) s with f = k / (n - 1): mean ranks
-    among those that were judged are then what they would be among all.
+    A run that timed out ranks below those that ended, whatever was said for it, and who is in ``last`` below all. These
+    k of n members score 0, and the scores s of the others become f + (1 - f) s with f = k / (n - 1): mean ranks among
+    the others become those among all, and no way of breaking off scores as much as the worst that did not.
     """
     late = {key for key in scores if (statuses or {}).get(key) == TIMED_OUT}
     late = late if len(late) < len(scores) else set()
-    judged = {key: 0.0 if key in late else score for key, score in scores.items()}
-    floor = len(last) / max(1, len(last) + len(scores) - 1)
-    final = {key: floor + (1 - floor) * score for key, score in judged.items()} if last else judged
+    members = len(scores) + len(last)
+    floor = (len(late) + len(last)) / max(1, members - 1)
+    final = {key: 0.0 if key in late else floor + (1 - floor) * score for key, score in scores.items()}
     final |= dict.fromkeys(last, 0.0)
     spread = max(final.values()) - min(final.values())
-    places = {key: (1, key not in late, score) for key, score in judged.items()} | dict.fromkeys(last, (0, False, 0.0))
+    places = {key: (1, key not in late, score) for key, score in scores.items()} | dict.fromkeys(last, (0, False, 0.0))
     ranks = {key: 1 + sum(other > place for other in places.values()) for key, place in places.items()}
     return Verdict("tie" if spread < TIE else "scored", spread, final, ranks)
 

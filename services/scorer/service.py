@@ -33,6 +33,9 @@ JUDGE_FAILURES = Counter("ratchet_judge_failures_total", "Judgments that failed,
 WAITING = Gauge(
     "ratchet_judge_groups_waiting", "Groups that wait though nothing failed, the same on every replica", ["reason"]
 )
+FAILED = Gauge(
+    "ratchet_judge_groups_failed", "Groups whose judge has failed, by why, the same on every replica", ["why"]
+)
 
 LOADED_AT_ONCE = 64
 ANNOUNCED_AT_ONCE = 200
@@ -193,6 +196,10 @@ class Scorer:
     async def measure(self) -> None:
         for reason in REASONS:
             WAITING.labels(reason).set(await self.store.waits_for(reason))
+        failures = await self.store.failures()
+        FAILED.clear()
+        for why, count in failures.items():
+            FAILED.labels(why).set(count)
 
     async def rescore(self, window_id: str, judge: str | None, rubric: str | None) -> int:
         """Ask for a new judgment of a window's groups; how many. The older ones stay. Raises GiveUpError."""

@@ -230,6 +230,14 @@ class ScorerStore(EvidenceStore):
         count: int = await self.pool.fetchval("select count(*) from groups where waits_for = $1 and wanted", reason)
         return count
 
+    async def failures(self) -> dict[str, int]:
+        """Groups without a judgment whose judge has failed, by the first words of the newest reason."""
+        rows = await self.pool.fetch(
+            """select split_part(split_part(coalesce(failure, 'asked again'), ' (call ', 1), ':', 1) as why, count(*)
+                 from groups where state = 'failed' and wanted group by 1"""
+        )
+        return {row["why"]: row["count"] for row in rows}
+
     async def want(self, window_id: str, judge: str, rubric: str | None) -> int:
         """Ask for a new judgment of every group of a window; how many there are. Older ones stay as they are.
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from services.trainer.batches import Batches, Wanted
 from services.trainer.handlers import subscribe
+from services.trainer.readings import Readings
 from services.trainer.runs import StoredRuns
 from services.trainer.service import Trainer
 from services.trainer.settings import TrainerSettings
@@ -25,11 +26,13 @@ from shared.telemetry import configure_logging
 class Parts:
     trainer: Trainer
     batches: Batches
+    readings: Readings
     tracker: WandbTracker
 
     def tasks(self, settings: TrainerSettings) -> list[Periodic]:
         return [
             Periodic("train", 0.0, self.trainer.tick),  # it waits for its own tick, or until it is woken
+            Periodic("read_runs", settings.sweep_s, self.readings.sweep),  # while it trains, too
             Periodic("announce_models", settings.sweep_s, self.trainer.announce_models),
             Periodic("log_batches", settings.sweep_s, self.tracker.sweep),
         ]
@@ -56,6 +59,7 @@ def wanted(settings: TrainerSettings) -> Wanted:
         min_agents=settings.min_agents,
         max_groups=settings.max_groups,
         imitation_minibatch=settings.imitation_minibatch,
+        trust_agent_tokens=settings.trust_agent_tokens,
         numbers={
             "learning_rate": settings.learning_rate,
             "steps": settings.train_steps,
@@ -70,23 +74,26 @@ def wanted(settings: TrainerSettings) -> Wanted:
 def wire(settings: TrainerSettings, bus: Bus, pool: Pool, engine: Engine) -> Parts:
     """All of the service on one bus and one pool, its subscriptions made and not yet started."""
     store, runs = Store(pool), StoredRuns(pool)
-    batches = Batches(store, runs, wanted(settings))
+    readings = Readings(store, runs)
+    batches = Batches(store, readings, wanted(settings), retry_s=settings.retry_s)
     trainer = Trainer(
         store,
         batches,
+        readings,
         runs,
         bus,
         DirectoryStore(settings.artifacts_dir),
         engine,
         lease_s=settings.lease_s,
         tick_s=settings.tick_s,
+        retry_s=settings.retry_s,
         sabotage_version=settings.sabotage_version,
     )
     subscribe(bus, trainer, batches)
     tracker = WandbTracker(
         store, directory=settings.wandb_dir, mode=settings.wandb_mode, project=settings.wandb_project
     )
-    return Parts(trainer, batches, tracker)
+    return Parts(trainer, batches, readings, tracker)
 
 
 async def main() -> None:

@@ -3,39 +3,47 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections import Counter as Counts
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from itertools import groupby
-from typing import Any, Protocol
+from typing import Any
 
+from prometheus_client import Counter
 from ratchet_sdk.events import uuid7
 
 from services.trainer.domain import (
+    ByGradient,
+    ByImitation,
     Empty,
     Gate,
     Judged,
     Method,
+    Never,
+    NotYet,
     Plan,
     Ready,
     ScoredGroup,
     Terms,
     Wait,
+    carries,
     drop_out,
     holds,
     plan,
 )
-from services.trainer.records import records_of
+from services.trainer.reading_domain import Reading
+from services.trainer.readings import Readings
 from services.trainer.store import Store
 from services.trainer.training import recipe_of
-from shared.database import Record
+from shared.database import UNAVAILABLE, Record
 from shared.errors import GiveUpError
 from shared.telemetry import logger
-from shared.trajectories import RunKey, Trajectory
+
+NOT_READ = "it is not read yet"
 
 
-class Runs(Protocol):
-    async def load(self, keys: Sequence[RunKey]) -> dict[RunKey, Trajectory]:
-        """Stored runs by key, put together from their events; what was forgotten is absent."""
+POLICY_FAILED = Counter("ratchet_trainer_policies_failed_total", "Times that a policy's batch could not be planned")
 
 
 @dataclass(frozen=True)
@@ -51,42 +59,75 @@ class Wanted:
     imitation_minibatch: int
     dropout: float = 0.0
     lookback_windows: int | None = None
+    trust_agent_tokens: bool = False
 
-    def terms(self, parent: str, numbers: Mapping[str, int]) -> Terms:
-        return Terms(parent, numbers, self.max_lag, self.imitation_min_reward, self.min_groups, self.min_agents)
+    def terms(self, parent: str, numbers: Mapping[str, int], quarantined: Mapping[str, str]) -> Terms:
+        return Terms(
+            parent,
+            numbers,
+            self.max_lag,
+            self.imitation_min_reward,
+            self.min_groups,
+            self.min_agents,
+            quarantined,
+            self.trust_agent_tokens,
+        )
 
 
 @dataclass(frozen=True)
 class Readiness:
-    """``missing`` says in words what a batch still needs; empty where it is ready."""
+    """``missing`` says in words what a batch still needs; empty where it is ready.
+
+    ``carried`` counts the runs at hand by label, of those that can be trained on; ``left_out`` the others by reason.
+    """
 
     missing: tuple[str, ...]
     groups: int
     trajectories: int
     parent: str | None
+    carried: Mapping[str, int]
+    left_out: Mapping[str, int]
 
 
 class Batches:
-    def __init__(self, store: Store, runs: Runs, wanted: Wanted) -> None:
+    def __init__(self, store: Store, readings: Readings, wanted: Wanted, *, retry_s: float) -> None:
         self._store = store
-        self._runs = runs
+        self._readings = readings
         self._wanted = wanted
+        self._retry_s = retry_s
         self._seen: dict[str, str] = {}  # policy -> what was last found wanting; only saves looking again
 
     async def claim_ready(self) -> list[str]:
-        """Claim a batch for every policy that is ready for one; the ids of those that were made."""
-        gates = [gate for gate in await self._store.gates() if not holds(gate)]
-        made = [await self._claim_if_new(gate) for gate in gates]
+        """Claim a batch for every policy that is ready for one; the ids of those that were made.
+
+        A policy whose plan fails is looked at again when something of it has changed; the others are not held up.
+        """
+        made = []
+        for gate in await self._store.gates():
+            if holds(gate) or await self._rests(gate.policy):
+                continue
+            try:
+                made.append(await self._claim_if_new(gate))
+            except UNAVAILABLE:
+                raise
+            except Exception as error:
+                POLICY_FAILED.inc()
+                logger().exception("policy_failed", policy=gate.policy, error=str(error))
         return [batch_id for batch_id in made if batch_id is not None]
+
+    async def _rests(self, policy: str) -> bool:
+        failures = await self._store.failures(policy)
+        return failures is not None and datetime.now(UTC) < failures.again_at(self._retry_s)
 
     async def _claim_if_new(self, gate: Gate) -> str | None:
         rows, judged = await self._judged(gate.policy, self._wanted)
-        facts = (gate.parent, [tuple(row) for row in rows], [tuple(row) for row in judged])
+        quarantined = await self._store.quarantined(gate.policy)
+        facts = (gate.parent, quarantined, [tuple(row) for row in rows], [tuple(row) for row in judged])
         looked_at = hashlib.sha256(repr(facts).encode()).hexdigest()
         if len(rows) < self._wanted.min_groups or self._seen.get(gate.policy) == looked_at:
             return None
-        batch_id, _ = await self.claim(gate, self._wanted)
         self._seen[gate.policy] = looked_at
+        batch_id, _ = await self.claim(gate, self._wanted)
         return batch_id
 
     async def claim_now(
@@ -110,6 +151,7 @@ class Batches:
             lookback_windows=lookback_windows,
             numbers={**self._wanted.numbers, **({"steps": iterations} if iterations else {})},
         )
+        await self._readings.sweep()
         return await self.claim(gate, wanted)
 
     async def claim(self, gate: Gate, wanted: Wanted) -> tuple[str | None, tuple[str, ...]]:
@@ -145,21 +187,26 @@ class Batches:
         return (None, ("none of the runs can be trained on",)) if isinstance(found, Empty) else (batch_id, ())
 
     async def readiness(self, policy: str) -> Readiness:
-        """What the next batch would be made of, and what is missing for it."""
+        """What the next batch would be made of, and what is missing for it; no run's body is read."""
         gate = await self._gate(policy)
-        groups = await self._groups(policy, self._wanted)
-        runs = sum(len(group.members) for group in groups)
+        groups, unread = await self._groups(policy, self._wanted)
         missing = holds(gate)
+        carried: Counts[str] = Counts()
+        left_out: Counts[str] = Counts({NOT_READ: unread} if unread else {})
         if gate.parent is not None:
-            terms = self._wanted.terms(gate.parent, await self._store.version_numbers(policy))
-            match plan(groups, terms):
-                case Wait(reasons):
-                    missing += reasons
-                case Empty():
-                    missing.append("none of the runs can be trained on")
-                case Ready():
-                    pass
-        return Readiness(tuple(missing), len(groups), runs, gate.parent)
+            terms = await self._terms(gate, self._wanted)
+            missing += _missing(plan(groups, terms))
+            for verdict in (carries(member, group, terms) for group in groups for member in group.members):
+                match verdict:
+                    case ByGradient(label) | ByImitation(label):
+                        carried[label] += 1
+                    case NotYet(_, reason) | Never(_, reason):
+                        left_out[reason] += 1
+        if await self._rests(policy) and (failures := await self._store.failures(policy)):
+            again = failures.again_at(self._retry_s)
+            missing.append(f"{failures.batch_id} failed ({failures.reason}); the next is made at {again:%H:%M:%S} UTC")
+        runs = sum(len(group.members) for group in groups) + unread
+        return Readiness(tuple(missing), len(groups), runs, gate.parent, carried, dict(left_out.most_common(20)))
 
     # inside -----------------------------------------------------------------------------------------
     async def _gate(self, policy: str) -> Gate:
@@ -171,30 +218,30 @@ class Batches:
     async def _plan(self, gate: Gate, wanted: Wanted) -> Plan:
         if gate.parent is None:
             return Wait(tuple(holds(gate)))
+        groups, _ = await self._groups(gate.policy, wanted)
+        return plan(groups, await self._terms(gate, wanted))
+
+    async def _terms(self, gate: Gate, wanted: Wanted) -> Terms:
         numbers = await self._store.version_numbers(gate.policy)
-        return plan(await self._groups(gate.policy, wanted), wanted.terms(gate.parent, numbers))
+        return wanted.terms(gate.parent or "", numbers, await self._store.quarantined(gate.policy))
 
     async def _judged(self, policy: str, wanted: Wanted) -> tuple[list[Record], list[Record]]:
         rows = await self._store.unused_groups(policy, wanted.max_groups, wanted.lookback_windows)
         return rows, await self._store.judged([row["group_id"] for row in rows])
 
-    async def _groups(self, policy: str, wanted: Wanted) -> list[ScoredGroup]:
+    async def _groups(self, policy: str, wanted: Wanted) -> tuple[list[ScoredGroup], int]:
+        """Groups whose runs were all read, and the number of runs in the others."""
         rows, judged = await self._judged(policy, wanted)
-        keys = [(row["agent_id"], row["trajectory_id"]) for row in judged]
-        calls = {key: records_of(run) for key, run in (await self._runs.load(keys)).items()}
-        members = {
-            group_id: tuple(
-                Judged(row["agent_id"], row["trajectory_id"], row["score"], row["reward"], calls.get(key, ()))
-                for row in found
-                for key in [(row["agent_id"], row["trajectory_id"])]
-            )
-            for group_id, found in groupby(judged, key=lambda row: row["group_id"])
-        }
-        return [
-            ScoredGroup(row["group_id"], row["revision"], row["homogeneous"], members[row["group_id"]])
-            for row in rows
-            if row["group_id"] in members
-        ]
+        by_group = {name: list(found) for name, found in groupby(judged, key=lambda row: row["group_id"])}
+        groups, unread = [], 0
+        for row in rows:
+            found = by_group.get(row["group_id"], [])
+            if all(one["read"] or one["barred"] for one in found):
+                members = tuple(_member(one) for one in found)
+                groups.append(ScoredGroup(row["group_id"], row["revision"], row["homogeneous"], members))
+            else:
+                unread += len(found)
+        return [group for group in groups if group.members], unread
 
     def _config(self, batch_id: str, method: Method, wanted: Wanted) -> dict[str, Any]:
         numbers = dict(wanted.numbers)
@@ -209,3 +256,24 @@ class Batches:
             "dropout": wanted.dropout,
             "lookback_windows": wanted.lookback_windows,
         }
+
+
+def _member(row: Record) -> Judged:
+    facts = Reading(
+        frozenset(row["versions"] or ()),
+        bool(row["has_tokens"]),
+        bool(row["witnessed"]),
+        row["no_gradient"],
+        row["no_imitation"],
+    )
+    return Judged(row["agent_id"], row["trajectory_id"], row["score"], row["reward"], facts, row["barred"])
+
+
+def _missing(found: Plan) -> list[str]:
+    match found:
+        case Wait(reasons):
+            return list(reasons)
+        case Empty():
+            return ["none of the runs can be trained on"]
+        case Ready():
+            return []

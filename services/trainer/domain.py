@@ -5,8 +5,13 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from typing import Literal
+
+from services.trainer.reading_domain import CallRecord as CallRecord
+from services.trainer.reading_domain import Reading
+from services.trainer.reading_domain import departures as departures
 
 Label = Literal["exact", "stale", "imitation", "mixed"]
 Method = Literal["grpo", "imitation"]
@@ -14,48 +19,20 @@ Method = Literal["grpo", "imitation"]
 ADVANTAGE_EPSILON = 1e-4
 
 
-# what was recorded ------------------------------------------------------------------------------
-@dataclass(frozen=True)
-class CallRecord:
-    """One model call as recorded. ``logprobs`` are of ``token_ids`` under the distribution that was sampled from."""
-
-    messages: list[dict[str, Any]]
-    response: dict[str, Any] | None
-    tools: list[dict[str, Any]] | None = None
-    prompt_token_ids: list[int] | None = None
-    token_ids: list[int] | None = None
-    logprobs: list[float] | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    model_version: str | None = None
-
-    @property
-    def reply(self) -> dict[str, Any] | None:
-        return (self.response or {}).get("message")
-
-    def has_exact_tokens(self) -> bool:
-        """Ids of prompt and reply, and as many finite logprobs as reply tokens."""
-        return (
-            bool(self.prompt_token_ids)
-            and bool(self.token_ids)
-            and len(self.logprobs or []) == len(self.token_ids or [])
-            and all(math.isfinite(value) for value in self.logprobs or [])
-        )
-
-    def was_sampled_plainly(self) -> bool:
-        """From the model's own distribution: neither sharpened nor cut."""
-        return self.temperature in (None, 1) and self.top_p in (None, 1)
-
-
+# what is judged ----------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Judged:
-    """A member of a scored group: its score from the judge, its reward of record from the world, its calls."""
+    """A member of a scored group: its score from the judge, its reward of record from the world, what it can carry.
+
+    ``barred`` says why it is left out for good: training found that it cannot be used.
+    """
 
     agent_id: str
     trajectory_id: str
     score: float
     reward: float | None
-    calls: tuple[CallRecord, ...]
+    reading: Reading
+    barred: str | None = None
 
 
 @dataclass(frozen=True)
@@ -104,7 +81,7 @@ Carries = ByGradient | ByImitation | NotYet | Never
 
 @dataclass(frozen=True)
 class Terms:
-    """What a batch asks for. ``numbers`` maps each version of the line to its number."""
+    """What a batch asks for. ``numbers`` maps each version of the line to its number, ``quarantined`` to its reason."""
 
     parent: str
     numbers: Mapping[str, int]
@@ -112,28 +89,47 @@ class Terms:
     imitation_min_reward: float = 1.0
     min_groups: int = 8
     min_agents: int = 2
+    quarantined: Mapping[str, str] = field(default_factory=dict)
+    trust_agent_tokens: bool = False
+
+
+UNWITNESSED = "the gateway did not see all its calls: route them through it, or set RATCHET_TRUST_AGENT_TOKENS"
 
 
 def carries(member: Judged, group: ScoredGroup, terms: Terms) -> Carries:
     """The label of a member and whether it can be trained on.
 
-    - ``exact``: every call has prompt ids, reply ids and their finite logprobs, was sampled at temperature 1 and
-      top_p 1, and was answered by the parent.
+    - ``exact``: every answered call was witnessed, has prompt ids, reply ids and their finite logprobs, was sampled from
+      the model's own distribution at a temperature above 0, and was answered by the parent.
     - ``stale``: the same, answered by other versions of the line; trained on up to ``max_lag`` versions away.
-    - ``imitation``: no call has token ids or logprobs. Only what an outcome calls good in itself
+    - ``imitation``: tokens of use are lacking, and each reply was recorded. Only what an outcome calls good in itself
       (reward of record >= imitation_min_reward), and only from a homogeneous group with spread.
-    - ``mixed``: anything else, and runs without a recorded reply. Nothing of it.
+    - ``mixed``: anything else. Nothing of it.
+
+    Nothing that a quarantined version answered is trained on.
     """
-    calls = member.calls
-    if not calls or any(call.reply is None for call in calls):
-        return Never("mixed", "a reply of it was not recorded" if calls else "no model call of it is stored")
-    if all(call.token_ids is None and call.logprobs is None for call in calls):
-        return _carries_imitation(member, group, terms)
-    if not all(call.has_exact_tokens() for call in calls):
-        return Never("mixed", "a call of it lacks token ids or finite logprobs")
-    if not all(call.was_sampled_plainly() for call in calls):
-        return Never("mixed", "it was not sampled at temperature 1 and top_p 1")
-    versions = {call.model_version for call in calls}
+    reading = member.reading
+    if member.barred is not None:
+        return Never("mixed", member.barred)
+    if fallen := sorted(version for version in reading.versions if version in terms.quarantined if version):
+        return Never("mixed", f"{fallen[0]} is quarantined: {terms.quarantined[fallen[0]]}"[:300])
+    trusted = reading.witnessed or terms.trust_agent_tokens
+    why = reading.no_gradient or (None if trusted else UNWITNESSED)
+    if why is None:
+        return _carries_gradient(reading, terms)
+    if reading.no_imitation is not None:
+        return Never("mixed", reading.no_imitation)
+    match _carries_imitation(member, group, terms):
+        case NotYet(_, reason) if reading.has_tokens:
+            return NotYet("mixed", f"{why}; to be imitated, {reason}")
+        case Never(_, reason) if reading.has_tokens:
+            return Never("mixed", f"{why}; to be imitated, {reason}")
+        case found:
+            return found
+
+
+def _carries_gradient(reading: Reading, terms: Terms) -> Carries:
+    versions = reading.versions
     if versions == {terms.parent}:
         return ByGradient("exact")
     if strangers := sorted(str(version) for version in versions if version not in terms.numbers):
@@ -179,13 +175,27 @@ def advantages(scores: Sequence[float], homogeneous: bool) -> list[float]:
 # readiness ----------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Gate:
-    """Where a policy's line stands. Each of the last three, where set, holds the next batch back."""
+    """Where a policy's line stands. Each of ``undecided``, ``running`` and ``untried``, where set, holds a batch back."""
 
     policy: str
     parent: str | None
     undecided: str | None = None
     running: str | None = None
     untried: str | None = None
+
+
+@dataclass(frozen=True)
+class Failures:
+    """Batches of a policy that failed since one was trained: how many, the last with its reason, and when it did."""
+
+    in_a_row: int
+    batch_id: str
+    reason: str
+    at: datetime
+
+    def again_at(self, retry_s: float) -> datetime:
+        """When the next batch is made by itself: ``retry_s`` later, doubled by each failure, an hour at most."""
+        return self.at + timedelta(seconds=min(3600.0, retry_s * 2.0 ** min(self.in_a_row - 1, 20)))
 
 
 def holds(gate: Gate) -> list[str]:

@@ -52,6 +52,8 @@ def subscribe(bus: Bus, trainer: Trainer, batches: Batches) -> None:
             "groups": found.groups,
             "trajectories": found.trajectories,
             "parent": found.parent,
+            "carried": dict(found.carried),
+            "left_out": dict(found.left_out),
         }
 
     bus.consume(subjects.TRAINER_SCORED, GroupScored, scored, batch_size=256)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from services.trainer.domain import CallRecord
+from services.trainer.reading_domain import CallRecord
 from shared.trajectories import Call, Trajectory
 
 
@@ -23,4 +23,7 @@ def record_of(call: Call) -> CallRecord:
         temperature=call.call.temperature,
         top_p=call.call.top_p,
         model_version=call.call.model_version,
+        sampling=call.call.sampling,
+        witnessed=call.witnessed,
+        fault=tokens.fault,
     )

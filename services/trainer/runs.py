@@ -1,13 +1,20 @@
-"""Runs from Postgres, for the Protocol that the batches and the training need."""
+"""Runs from Postgres, and the Protocol by which readings and training ask for them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
-from shared.database import Pool
+from shared.database import UNAVAILABLE, Pool
+from shared.telemetry import logger
 from shared.trajectories import RunKey, Trajectory, load
 
 RUNS_AT_ONCE = 64
+
+
+class Runs(Protocol):
+    async def load(self, keys: Sequence[RunKey]) -> dict[RunKey, Trajectory]:
+        """Stored runs by key, put together from their events; what was forgotten is absent."""
 
 
 class StoredRuns:
@@ -17,5 +24,17 @@ class StoredRuns:
     async def load(self, keys: Sequence[RunKey]) -> dict[RunKey, Trajectory]:
         found: dict[RunKey, Trajectory] = {}
         for start in range(0, len(keys), RUNS_AT_ONCE):  # parsing is work: heartbeats get a turn in between
-            found |= await load(self._pool, keys[start : start + RUNS_AT_ONCE])
+            found |= await self._load(keys[start : start + RUNS_AT_ONCE])
         return found
+
+    async def _load(self, keys: Sequence[RunKey]) -> dict[RunKey, Trajectory]:
+        """A run whose stored bytes cannot be unpacked is absent, and takes no other with it."""
+        try:
+            return await load(self._pool, keys)
+        except UNAVAILABLE:
+            raise
+        except Exception as error:
+            if len(keys) == 1:
+                logger().exception("run_not_loaded", agent=keys[0][0], trajectory=keys[0][1], error=str(error))
+                return {}
+            return {key: run for one in keys for key, run in (await self._load([one])).items()}

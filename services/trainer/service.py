@@ -12,11 +12,22 @@ from typing import Protocol
 
 from prometheus_client import Counter, Histogram
 
-from services.trainer.batches import Batches, Runs
+from services.trainer.batches import Batches
 from services.trainer.domain import next_version
+from services.trainer.readings import Readings
 from services.trainer.records import records_of
+from services.trainer.runs import Runs
 from services.trainer.store import Lease, LeaseLostError, NewModel, Store
-from services.trainer.training import Engine, Episode, Job, Progress, Recipe, Trained, TrainingStoppedError
+from services.trainer.training import (
+    Engine,
+    Episode,
+    Job,
+    NothingToTrainError,
+    Progress,
+    Recipe,
+    Trained,
+    TrainingStoppedError,
+)
 from shared.artifacts import Artifact, ArtifactStore, describe
 from shared.database import UNAVAILABLE
 from shared.errors import GiveUpError, RatchetError
@@ -44,6 +55,7 @@ class Trainer:
         self,
         store: Store,
         batches: Batches,
+        readings: Readings,
         runs: Runs,
         announcer: Announcer,
         artifacts: ArtifactStore,
@@ -51,16 +63,19 @@ class Trainer:
         *,
         lease_s: float,
         tick_s: float,
+        retry_s: float,
         sabotage_version: int | None = None,
     ) -> None:
         self._store = store
         self._batches = batches
+        self._readings = readings
         self._runs = runs
         self._announcer = announcer
         self._artifacts = artifacts
         self._engine = engine
         self._lease_s = lease_s
         self._tick_s = tick_s
+        self._retry_s = retry_s
         self._sabotage_version = sabotage_version
         self._woken = asyncio.Event()
 
@@ -82,13 +97,17 @@ class Trainer:
         for batch_id in await self._store.give_up_on_exhausted():
             BATCHES.labels("given_up").inc()
             logger().error("batch_given_up", batch=batch_id)
+        await self._readings.sweep()
         await self._batches.claim_ready()
         while (lease := await self._store.take(self._lease_s)) is not None:
             await self.train(lease)
 
     # one batch ----------------------------------------------------------------------------------
     async def train(self, lease: Lease) -> None:
-        """Train a batch to its end. A failure of the world is tried again, what can never work is failed."""
+        """Train a batch to its end. A failure of the world is tried again, what can never work is failed.
+
+        An orderly stop gives the attempt back: only what crashed or failed counts.
+        """
         stop = threading.Event()
         log = logger().bind(policy=lease.policy, batch=lease.batch_id, token=lease.fencing_token)
         heart = asyncio.create_task(self._heartbeat(lease, stop))
@@ -106,11 +125,13 @@ class Trainer:
         except GiveUpError as error:
             outcome = "failed"
             log.error("batch_failed", error=str(error))
-            await self._store.fail(lease, str(error))
+            unusable = error.skipped if isinstance(error, NothingToTrainError) else {}
+            await self._store.fail(lease, str(error), unusable)
         except Exception as error:
-            known = isinstance(error, (RatchetError, *UNAVAILABLE))
+            known = isinstance(error, (RatchetError, OSError, *UNAVAILABLE))
             (log.warning if known else log.exception)("training_failed", error=str(error), attempt=lease.attempts)
-            await self._store.release(lease, f"{type(error).__name__}: {error}"[:500])
+            pause_s = self._retry_s * 2 ** (lease.attempts - 1)
+            await self._store.retry(lease, f"{type(error).__name__}: {error}"[:500], pause_s, excused=known)
         except asyncio.CancelledError:
             stop.set()
             with contextlib.suppress(*UNAVAILABLE):
@@ -176,8 +197,11 @@ class Trainer:
             for row in members
             if (run := loaded.get((row["agent_id"], row["trajectory_id"]))) is not None
         ]
+        forgotten = {key: "its events are no longer stored" for key in keys if key not in loaded}
         if not episodes:
-            raise GiveUpError(f"no run of batch {lease.batch_id} is stored any more; its bodies were forgotten")
+            raise NothingToTrainError(
+                f"no run of batch {lease.batch_id} is stored any more; its bodies were forgotten", forgotten
+            )
         sha256 = await self._store.artifact_of(lease.policy, lease.parent_version)
         parent = await asyncio.to_thread(self._artifacts.open, sha256)
         number = await self._store.next_number(lease.policy)
@@ -192,7 +216,7 @@ class Trainer:
             Recipe(**lease.config["recipe"]),
             sabotage=number == self._sabotage_version,
         )
-        return job, {key: "its events are no longer stored" for key in keys if key not in loaded}
+        return job, forgotten
 
     async def _register(
         self, lease: Lease, job: Job, trained: Trained, forgotten: dict[RunKey, str], directory: Path
@@ -212,7 +236,12 @@ class Trainer:
     async def announce_models(self) -> None:
         """Announce every version that has not been; the sweep that makes the fast path safe to lose."""
         for row in await self._store.unannounced_models():
-            await self._announcer.announce(ModelTrained(**dict(row)))
+            try:
+                event = ModelTrained(**dict(row))
+            except ValueError as error:
+                logger().error("model_not_announced", version=row["version"], policy=row["policy"], error=str(error))
+                continue
+            await self._announcer.announce(event)
             await self._store.model_announced(row["policy"], row["version"])
 
     # commands -------------------------------------------------------------------------------------

@@ -24,6 +24,10 @@ class TrainerSettings(Settings):
     clip_epsilon: float = Field(0.2, gt=0, lt=1, description="how far a token's probability may move in one batch")
     max_grad_norm: float = Field(1.0, gt=0, description="longer gradients are scaled down to this")
     lease_s: float = Field(60.0, gt=0, description="without a heartbeat for this long, another trainer takes over")
+    retry_s: float = Field(30.0, ge=0, description="pause after a failure; each further one doubles it, to an hour")
+    trust_agent_tokens: bool = Field(
+        False, description="train by gradient on tokens that the gateway did not see: agents can invent them"
+    )
     tick_s: float = Field(1.0, gt=0, description="how often readiness is looked at when no event says so")
     sabotage_version: int | None = Field(None, description="fire drill: the version that gets its weights made worse")
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto takes a GPU where there is one")

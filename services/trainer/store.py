@@ -1,15 +1,17 @@
-"""All of the trainer's SQL. It alone writes ``batches``, ``batch_trajectories``, ``models`` and ``artifacts``."""
+"""The trainer's SQL of batches, models and artifacts; see group_store for what a batch is made of."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from services.trainer.domain import Entry, Gate, Method
+from services.trainer.group_store import GroupStore
 from shared.artifacts import Artifact
-from shared.database import Connection, Pool, Record
+from shared.database import Connection, Record
 from shared.errors import GiveUpError, RetryLaterError
+from shared.trajectories import RunKey
 
 MAX_ATTEMPTS = 3
 
@@ -40,80 +42,7 @@ class NewModel:
     note: str | None
 
 
-class Store:
-    def __init__(self, pool: Pool) -> None:
-        self._pool = pool
-
-    # where a line stands -----------------------------------------------------------------------
-    async def gates(self, policy: str | None = None, connection: Connection | None = None) -> list[Gate]:
-        """One gate for each policy that has a base model, or for the one that is named."""
-        rows = await (connection or self._pool).fetch(
-            """select b.policy,
-                      (select version from deployments d where d.policy = b.policy and state = 'promoted') as parent,
-                      (select version from deployments d
-                        where d.policy = b.policy and state in ('verifying', 'canary')) as undecided,
-                      (select batch_id from batches t where t.policy = b.policy and state = 'claimed') as running,
-                      (select version from models m
-                        where m.policy = b.policy and number > 0
-                          and not exists (select from deployments d
-                                           where (d.policy, d.version) = (m.policy, m.version))
-                        order by number limit 1) as untried
-                 from models b
-                where number = 0 and ($1::text is null or policy = $1)
-                order by policy""",
-            policy,
-        )
-        return [Gate(**row) for row in rows]
-
-    async def version_numbers(self, policy: str) -> dict[str, int]:
-        rows = await self._pool.fetch("select version, number from models where policy = $1", policy)
-        return {row["version"]: row["number"] for row in rows}
-
-    async def artifact_of(self, policy: str, version: str) -> str:
-        """SHA-256 of a version's artifact. Raises GiveUpError for a version that is not registered."""
-        sha256: str | None = await self._pool.fetchval(
-            "select artifact_sha256 from models where policy = $1 and version = $2", policy, version
-        )
-        if sha256 is None:
-            raise GiveUpError(f"policy {policy} has no version {version}; register a base first")
-        return sha256
-
-    async def next_number(self, policy: str) -> int:
-        number: int = await self._pool.fetchval("select max(number) + 1 from models where policy = $1", policy)
-        return number
-
-    # groups ------------------------------------------------------------------------------------
-    async def unused_groups(self, policy: str, limit: int, lookback_windows: int | None = None) -> list[Record]:
-        """(group_id, revision, homogeneous) of scored groups that no batch holds, newest windows first."""
-        return await self._pool.fetch(
-            """select g.group_id, g.revision, g.homogeneous
-                 from groups g join windows w using (window_id)
-                where g.policy = $1 and g.state = 'scored'
-                  and not exists (select from batch_trajectories t where t.group_id = g.group_id)
-                  and ($3::int is null or w.starts_at >= (
-                        select min(starts_at) from (
-                          select distinct v.starts_at from groups h join windows v using (window_id)
-                           where h.policy = $1 order by v.starts_at desc limit $3) as newest))
-                order by w.starts_at desc, g.group_id
-                limit $2""",
-            policy,
-            limit,
-            lookback_windows,
-        )
-
-    async def judged(self, group_ids: Sequence[str]) -> list[Record]:
-        """(group_id, agent_id, trajectory_id, score, reward) of the newest judgment of each member."""
-        return await self._pool.fetch(
-            """select j.group_id, j.agent_id, j.trajectory_id, j.score, r.reward
-                 from groups g
-                 join judgments j on (j.group_id, j.revision) = (g.group_id, g.revision)
-                 left join lateral (select reward from rewards x
-                                     where (x.agent_id, x.trajectory_id) = (j.agent_id, j.trajectory_id)) r on true
-                where g.group_id = any($1::text[])
-                order by j.group_id, j.agent_id, j.trajectory_id""",
-            list(group_ids),
-        )
-
+class Store(GroupStore):
     # batches -----------------------------------------------------------------------------------
     async def claim(
         self,
@@ -140,7 +69,9 @@ class Store:
             if gates != [Gate(policy, parent)]:
                 return False
             if await connection.fetchval(
-                "select exists (select from batch_trajectories where group_id = any($1::text[]))", groups
+                """select exists (select from batch_trajectories join batches using (batch_id)
+                                   where group_id = any($1::text[]) and state in ('claimed', 'trained', 'empty'))""",
+                groups,
             ):
                 return False
             if await self._judged_anew(connection, entries):
@@ -195,7 +126,7 @@ class Store:
         row = await self._pool.fetchrow(
             """update batches
                   set fencing_token = fencing_token + 1, attempts = attempts + 1,
-                      lease_until = now() + make_interval(secs => $1)
+                      lease_until = now() + make_interval(secs => $1), excused = false
                 where batch_id = (select batch_id from batches
                                    where state = 'claimed' and lease_until <= now() and attempts < $2
                                    order by created_at limit 1 for update skip locked)
@@ -228,23 +159,49 @@ class Store:
         if not held:
             raise LeaseLostError(f"batch {lease.batch_id} is no longer held under token {lease.fencing_token}")
 
-    async def release(self, lease: Lease, failure: str | None = None) -> None:
-        """Let another trainer have the batch at once; a failure is kept beside it."""
+    async def release(self, lease: Lease) -> None:
+        """Let another trainer have the batch at once: it was begun and did not fail, so the attempt is given back."""
         await self._pool.execute(
-            """update batches set lease_until = now(), failure = coalesce($3, failure)
+            """update batches set lease_until = now(), attempts = attempts - 1
                 where batch_id = $1 and fencing_token = $2 and state = 'claimed'""",
             lease.batch_id,
             lease.fencing_token,
-            failure,
         )
 
-    async def fail(self, lease: Lease, failure: str) -> None:
+    async def retry(self, lease: Lease, failure: str, pause_s: float, *, excused: bool) -> None:
+        """Let the batch be begun again after a pause; ``excused`` where the world failed and not the batch."""
         await self._pool.execute(
-            """update batches set state = 'failed', failure = $3, finished_at = now()
+            """update batches set lease_until = now() + make_interval(secs => $4), failure = $3, excused = $5
                 where batch_id = $1 and fencing_token = $2 and state = 'claimed'""",
             lease.batch_id,
             lease.fencing_token,
             failure,
+            pause_s,
+            excused,
+        )
+
+    async def fail(self, lease: Lease, failure: str, unusable: Mapping[RunKey, str]) -> None:
+        """End a batch without a version: its groups go back, ``unusable`` runs are left out of every later one."""
+        async with self._pool.acquire() as connection, connection.transaction():
+            held = await connection.fetchval(
+                """update batches set state = 'failed', failure = $3, excused = false, finished_at = now()
+                    where batch_id = $1 and fencing_token = $2 and state = 'claimed' returning true""",
+                lease.batch_id,
+                lease.fencing_token,
+                failure,
+            )
+            if held:
+                await self._leave_out(connection, lease.batch_id, unusable)
+
+    async def _leave_out(self, connection: Connection, batch_id: str, unusable: Mapping[RunKey, str]) -> None:
+        await connection.execute(
+            """update batch_trajectories b set trained = false, left_out = s.reason, unusable = true
+                 from unnest($2::text[], $3::text[], $4::text[]) as s (agent_id, trajectory_id, reason)
+                where b.batch_id = $1 and b.agent_id = s.agent_id and b.trajectory_id = s.trajectory_id""",
+            batch_id,
+            [agent_id for agent_id, _ in unusable],
+            [trajectory_id for _, trajectory_id in unusable],
+            list(unusable.values()),
         )
 
     async def members(self, batch_id: str) -> list[Record]:
@@ -262,8 +219,8 @@ class Store:
         self,
         lease: Lease,
         model: NewModel,
-        weights: dict[tuple[str, str], float],
-        skipped: dict[tuple[str, str], str],
+        weights: Mapping[RunKey, float],
+        skipped: Mapping[RunKey, str],
     ) -> None:
         """The new version, its artifact and the end of its batch, all or nothing.
 
@@ -304,15 +261,7 @@ class Store:
                 [trajectory_id for _, trajectory_id in weights],
                 list(weights.values()),
             )
-            await connection.execute(
-                """update batch_trajectories b set trained = false, left_out = s.reason
-                     from unnest($2::text[], $3::text[], $4::text[]) as s (agent_id, trajectory_id, reason)
-                    where b.batch_id = $1 and b.agent_id = s.agent_id and b.trajectory_id = s.trajectory_id""",
-                lease.batch_id,
-                [agent_id for agent_id, _ in skipped],
-                [trajectory_id for _, trajectory_id in skipped],
-                list(skipped.values()),
-            )
+            await self._leave_out(connection, lease.batch_id, skipped)
 
     async def _keep_artifact(self, connection: Connection, artifact: Artifact) -> None:
         await connection.execute(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from services.trainer.domain import CallRecord, Label, Method
+from shared.errors import GiveUpError
 
 Progress = Callable[[int, int, Mapping[str, float]], None]
 """``progress(step, steps, metrics)``; raises TrainingStoppedError when the result is no longer wanted."""
@@ -16,6 +17,14 @@ Progress = Callable[[int, int, Mapping[str, float]], None]
 
 class TrainingStoppedError(Exception):
     """The lease is lost or the service ends: stop, and leave nothing behind."""
+
+
+class NothingToTrainError(GiveUpError):
+    """No run of a batch can be used. ``skipped`` says why of each, so that none comes again."""
+
+    def __init__(self, message: str, skipped: Mapping[tuple[str, str], str]) -> None:
+        super().__init__(message)
+        self.skipped = dict(skipped)
 
 
 @dataclass(frozen=True)
@@ -79,5 +88,6 @@ class Engine(Protocol):
     def train(self, job: Job, directory: Path, progress: Progress) -> Trained:
         """Train ``job`` and leave the checkpoint in the empty ``directory``. Blocks; called in a thread.
 
-        Raises GiveUpError where the job can never be trained, and whatever ``progress`` raises.
+        A run that cannot be used is skipped with its reason, and the others are trained on. Raises NothingToTrainError
+        where none is left, GiveUpError where the job can never be trained, and whatever ``progress`` raises.
         """

@@ -16,7 +16,9 @@ from services.admin.domain import (
     Replica,
     chart,
     down,
+    lonely,
     new_messages,
+    notes,
     overdue,
     phase,
     presence,
@@ -141,18 +143,49 @@ def test_every_consumer_belongs_to_a_service() -> None:
 
 
 @pytest.mark.parametrize(
-    ("state", "settlement", "groups", "pending", "expected"),
+    ("state", "settlement", "counts", "expected"),
     [
-        ("open", None, 0, 0, "open"),
-        ("closed", None, 0, 0, "closed"),
-        ("closed", "waiting", 0, 0, "closed"),
-        ("closed", "settled", 0, 0, "settled"),
-        ("closed", "settled", 2, 1, "settled"),
-        ("closed", "settled", 2, 0, "judged"),
+        ("open", None, (0, 0, 0), "open"),
+        ("closed", None, (0, 0, 0), "closed"),
+        ("closed", "waiting", (0, 0, 0), "closed"),
+        ("closed", "settled", (0, 0, 0), "settled"),
+        ("closed", "settled", (2, 1, 0), "settled"),
+        ("closed", "settled", (2, 0, 0), "judged"),
+        ("closed", "settled", (8, 0, 7), "failed"),
+        ("closed", "settled", (8, 1, 1), "failed"),
     ],
 )
-def test_a_window_s_phase(state: str, settlement: str | None, groups: int, pending: int, expected: str) -> None:
-    assert phase({"state": state, "settlement": settlement, "groups": groups, "pending": pending}) == expected
+def test_a_window_s_phase(state: str, settlement: str | None, counts: tuple[int, int, int], expected: str) -> None:
+    window = dict(zip(("groups", "pending", "failed"), counts, strict=True))
+    assert phase({"state": state, "settlement": settlement, **window}) == expected
+
+
+def test_what_of_a_window_teaches_nothing_is_said_with_its_reasons() -> None:
+    quiet = {"groups": 8, "failed": 0, "failures": {}, "small": 0, "left_out": {}, "ranked_last": {}}
+    assert notes(quiet) == []
+    assert notes(
+        {
+            **quiet,
+            "failed": 7,
+            "failures": {"it hung": 1, "it answered 500": 6},
+            "small": 1,
+            "left_out": {"late": 2, "no reward of record": 2, "its events are not stored any more": 3},
+            "ranked_last": {"it never ended": 1},
+        }
+    ) == [
+        "7 of 8 groups failed: it answered 500 (6), it hung (1)",
+        "1 of 8 groups are small: under two runs of them count",
+        "7 runs left out: its events are not stored any more (3), late (2), no reward of record (2)",
+        "1 run last in their groups, unjudged: it never ended (1)",
+    ]
+
+
+def test_groups_that_nobody_shares_are_told_from_some_that_are_small() -> None:
+    def window(groups: int, small: int) -> dict[str, int]:
+        return {"groups": groups, "small": small}
+
+    assert lonely([]) is lonely([window(0, 0)]) is lonely([window(3, 3), window(2, 1)]) is None
+    assert (lonely([window(3, 3), window(0, 0), window(2, 2)]) or "").startswith("all 5 groups of the last windows")
 
 
 def test_a_call_shows_what_is_new_in_it() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +14,23 @@ from nats.aio.client import Client
 from ratchet_sdk import Recorder
 from ratchet_sdk.events import message_id, uuid7
 
+from services.admin.commands import subscribe
+from services.admin.keys import KeyBucket
+from services.admin.store import Credentials
+from services.gateway.keys import KeyTable
+from services.gateway.keys_domain import Denied, Limited
 from services.local import broker
-from services.local.agent_keys import kept_key
+from services.local.agent_keys import issue_gateway_key, kept_key
 from services.local.embedded import NatsServer
 from shared import subjects
 from shared.bus import Bus
+from shared.database import Pool
 from shared.service import presence
 from shared.streams import provision
 
 AGENT, OTHER = "agent-1", "agent-2"
 STREAMS = [stream.name for stream in subjects.STREAMS]
-BUCKET = f"KV_{subjects.ROUTES_BUCKET}"
+BUCKET, KEYS = f"KV_{subjects.ROUTES_BUCKET}", f"KV_{subjects.KEYS_BUCKET}"
 STORED = (
     "steps.agent-2",
     "calls.agent-1",
@@ -42,7 +48,7 @@ COMMANDS = (
 )
 API = [
     f"$JS.API.{verb}"
-    for stream in (*STREAMS, BUCKET)
+    for stream in (*STREAMS, BUCKET, KEYS)
     for verb in (
         *(f"STREAM.{what}.{stream}" for what in ("INFO", "CREATE", "UPDATE", "DELETE", "PURGE", "SNAPSHOT", "RESTORE")),
         *(f"STREAM.{what}.{stream}" for what in ("MSG.GET", "MSG.DELETE", "LEADER.STEPDOWN", "PEER.REMOVE")),
@@ -315,6 +321,7 @@ MAY = {
     "model.rolled_back": {"deployer"},
     "gateway.health": {"gateway"},
     "$KV.routes.default": {"deployer"},
+    f"$KV.gateway_keys.{'0' * 64}": {"admin"},
     "$O.artifacts.C.chunk": set(),
     "dead.recorder": {"recorder"},
     "dead.scorer_window_resolved": {"scorer"},
@@ -327,6 +334,9 @@ MAY = {
     "command.admin.add_agent": set(),
     "ready.recorder": {"admin"},
     "ready.recorder.one": {"admin"},
+    "command.admin.add_key": set(),
+    "command.admin.revoke_key": set(),
+    "command.admin.key_use": {"gateway"},
     "$JS.API.CONSUMER.MSG.NEXT.STEPS.recorder": {"recorder"},
     "$JS.API.CONSUMER.MSG.NEXT.LOOP.scorer_window_resolved": {"scorer"},
     "$JS.API.CONSUMER.INFO.STEPS.recorder": {"recorder", "admin"},
@@ -334,7 +344,7 @@ MAY = {
     "$JS.ACK._.hash.LOOP.deployer_model_trained.1.1.1.1700000000000000000.0": {"deployer"},
     **{
         f"$JS.API.{verb}": set()
-        for stream in (*STREAMS, BUCKET)
+        for stream in (*STREAMS, BUCKET, KEYS)
         for verb in (
             *(f"STREAM.{what}.{stream}" for what in ("CREATE", "UPDATE", "DELETE", "PURGE", "MSG.GET", "MSG.DELETE")),
             f"CONSUMER.DELETE.{stream}.recorder",
@@ -343,6 +353,8 @@ MAY = {
     },
     f"$JS.API.CONSUMER.INFO.{BUCKET}.watch": {"gateway"},
     f"$JS.API.STREAM.MSG.GET.{BUCKET}": {"deployer"},
+    f"$JS.API.CONSUMER.INFO.{KEYS}.watch": {"gateway", "admin"},
+    f"$JS.API.STREAM.MSG.GET.{KEYS}": {"admin"},
     "$JS.API.STREAM.MSG.GET.STEPS": {"recorder"},
     "$JS.API.STREAM.PURGE.STEPS": {"recorder"},
 }
@@ -351,6 +363,7 @@ HEARD = {
     "outcomes.market": set(),
     "window.closed": set(),
     "$KV.routes.default": set(),
+    "$KV.gateway_keys.x": set(),
     "gateway.health": {"deployer"},
     "command.recorder.close_window": {"recorder"},
     "command.trainer.train": {"trainer"},
@@ -394,6 +407,36 @@ async def test_each_service_may_say_whether_it_is_ready(server: NatsServer, conn
         assert b'"ready":true' in (await asking.nc.request(subject, timeout=5)).data
     await answering.close()
     await asking.close()
+
+
+async def test_keys_reach_the_gateways_and_their_use_comes_back(server: NatsServer, operator: Bus, pool: Pool) -> None:
+    credentials = Credentials(pool)
+    async with connected(server, "admin") as admin, connected(server, "gateway") as gateway:
+        subscribe(admin, credentials)
+        await admin.broker.start()
+        await admin.nc.flush()
+        key = await issue_gateway_key(operator, AGENT)
+        await KeyBucket(admin, credentials.gateway_keys).level()
+        table = KeyTable(gateway, name="g")
+        following = asyncio.create_task(table.follow())
+        while isinstance(lease := table.admit(key), Denied):
+            await asyncio.sleep(0.01)
+        await table.report()
+        assert (await credentials.gateway_keys.shown())[0]["requests_today"] == 1
+        assert not isinstance(lease, Limited)
+        await operator.command("admin", "revoke_key", {"agent_id": AGENT})
+        while not isinstance(table.admit(key), Denied):
+            await asyncio.sleep(0.01)
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
+
+
+@asynccontextmanager
+async def connected(server: NatsServer, user: str) -> AsyncIterator[Bus]:
+    bus = Bus(server.url_of(user), name=user)
+    await bus.connect()
+    yield bus
+    await bus.close()
 
 
 def test_secrets_are_read_by_their_owner_alone(server: NatsServer, seeds: dict[str, Path]) -> None:

@@ -40,9 +40,11 @@ async def test_a_new_installation_has_nothing_broken(ratchet: Ratchet, bus: Bus)
         "database": "ok",
         "migrations": "ok",
         "artifacts": "warn",
+        "gateway": "ok",
         "judge": "warn",
         "data quality": "warn",
         "waits": "ok",
+        "groups": "ok",
     }
     assert "It works; what says warn wants a look." in (await ratchet("doctor")).out
 

@@ -60,6 +60,33 @@ async def test_windows_with_readiness(ratchet: Ratchet, pool: Pool, bus: Bus) ->
     assert "policy default: not ready (1 groups, 2 trajectories): 7 groups" in plain.out
 
 
+async def test_windows_say_what_failed_and_what_does_not_count(ratchet: Ratchet, pool: Pool) -> None:
+    await world.build(pool)
+    await pool.execute(
+        """insert into groups (group_id, policy, window_id, scenario_id, homogeneous, state, wanted_revision, failure)
+           select 'f' || n, 'default', $1, 's' || n, true, 'failed', 1, 'it answered 500 (call 4 of at most 4)'
+             from generate_series(1, 7) n""",
+        world.WINDOW,
+    )
+    await pool.execute(
+        """insert into group_members (group_id, agent_id, trajectory_id, left_out, ranks_last)
+           select 'f' || n, 'bob', 'run-1', case when n < 3 then 'late: by ' || n end,
+                  case when n > 6 then 'it never ended' end
+             from generate_series(1, 7) n"""
+    )
+    [window] = (await ratchet("windows", "--json")).json["windows"]
+    assert (window["phase"], window["failed"]) == ("failed", 7)
+    assert window["failures"] == {"it answered 500": 7}
+    assert (window["left_out"], window["ranked_last"]) == ({"late": 2}, {"it never ended": 1})
+    plain = (await ratchet("windows")).out
+    assert f"{world.WINDOW}: 7 of 9 groups failed: it answered 500 (7); 2 runs left out: late (2); 1 run last" in plain
+    groups = [finding for finding in (await ratchet("doctor", "--json")).json if finding["part"] == "groups"]
+    assert [(one["verdict"], "7 of 9 groups failed" in one["detail"]) for one in groups] == [("fail", True)]
+
+    await pool.execute("update groups set state = 'small'")
+    assert "all 9 groups of the last windows are small: give runs a scenario_id" in (await ratchet("windows")).out
+
+
 async def test_windows_without_a_trainer_say_so(ratchet: Ratchet, pool: Pool) -> None:
     await world.build(pool)
     said = await ratchet("windows")

@@ -175,7 +175,7 @@ def test_when_its_time_is_over_a_trial_ends_and_evidence_that_is_there_still_dec
         (Met(9, 9, 9, 0, 0), 0, "no shared scenario"),
         (Met(9, 9, 0, 0, 0), 0, "no control"),
         (Met(9, 0, 9, 4, 0), 0, "no traffic: none of the runs was its own"),
-        (Met(9, 0, 0, 4, 0), 0, "no traffic: 4 runs asked for another model"),
+        (Met(9, 0, 0, 4, 0), 0, "no traffic: 4 runs were answered by no version"),
         (Met(9, 0, 0, 0, 0), 0, "no traffic"),
         (Met(0, 0, 0, 0, 0), 0, "no window was settled"),
     ],

@@ -184,6 +184,7 @@ async def put_run(
     status: str = "completed",
     model_name: str | None = "default",
     late: bool = False,
+    witnessed: bool = True,
 ) -> None:
     """What recorder and outcome tracker leave behind of one run."""
     run = f"{window.window_id}.{scenario}"
@@ -203,12 +204,14 @@ async def put_run(
     if version is not None:
         await pool.execute(
             """insert into llm_calls
-                      (agent_id, trajectory_id, call_id, step, event_id, recorded, model_version, occurred_at)
-               values ($1, $2, 'c', 0, gen_random_uuid(), true, $3, $4)""",
+                      (agent_id, trajectory_id, call_id, step, event_id, recorded, model_version, occurred_at,
+                       witnessed)
+               values ($1, $2, 'c', 0, gen_random_uuid(), true, $3, $4, $5)""",
             agent,
             run,
             version,
             window.starts_at,
+            witnessed,
         )
     if reward is not None:
         await pool.execute(
@@ -387,7 +390,7 @@ async def put_settlement(pool: Pool, window: Window) -> None:
         (None, "deadline: no window was settled"),
         ({}, "deadline: no traffic"),
         ({"v0": "s", "other": "s"}, "deadline: no traffic: none of the runs was its own"),
-        ({"other": "s"}, "deadline: no traffic: 1 runs asked for another model than the policy's"),
+        ({"other": "s"}, "deadline: no traffic: 1 run was answered by no version"),
         ({"v1": "s"}, "deadline: no control"),
         ({"v0": "left", "v1": "right"}, "deadline: no shared scenario"),
         ({"v0": "s", "v1": "s"}, "deadline: no reward"),
@@ -493,6 +496,27 @@ async def test_a_trial_ends_when_the_version_it_was_trained_from_is_rolled_back(
     assert sorted(body["version"] for _, body in (await house.announced())[-3:]) == ["v0", "v1", "v2"]
 
 
+async def test_a_run_that_no_version_answered_counts_for_none(house: House) -> None:
+    """It named the policy's model and asked nobody, or only says itself that a version answered."""
+    window = await house.canary()
+    version = {agent: assigned(await house.document(), agent, window.starts_at) for agent in AGENTS}
+    a, b, c, *_ = AGENTS
+    await put_window(house.pool, window)
+    await put_run(house.pool, window, a, "s", reward=1.0)
+    await put_run(house.pool, window, b, "s", version=version[b], reward=-3.0, witnessed=False)
+    await put_run(house.pool, window, c, "s", version=version[c], reward=2.0)
+    await house.pool.execute(
+        """insert into llm_calls
+                  (agent_id, trajectory_id, call_id, step, event_id, recorded, model_version, occurred_at)
+           select agent_id, trajectory_id, 'claimed', 0, gen_random_uuid(), true, 'v9', occurred_at
+             from llm_calls where agent_id = $1""",
+        c,
+    )
+    await house.deployer.resolved(resolved(window))
+    rows = await house.pool.fetch("select agent_id, version, counted, penalty from assignments")
+    assert [tuple(row) for row in rows] == [(c, version[c], 2.0, None)]
+
+
 async def test_missing_ends_rewards_and_fallbacks_count_as_the_window_s_worst(house: House) -> None:
     window = await house.canary()
     document = await house.document()
@@ -506,7 +530,7 @@ async def test_missing_ends_rewards_and_fallbacks_count_as_the_window_s_worst(ho
     await put_run(house.pool, window, b, "s", version=other[version[b]], reward=2.0)
     await put_run(house.pool, window, c, "s", version=version[c])
     await put_run(house.pool, window, d, "s", version=version[d], status="open")
-    await put_run(house.pool, window, e, "s", status="failed", reward=1.0)
+    await put_run(house.pool, window, e, "s", version=version[e], status="failed", reward=1.0)
     await put_run(house.pool, window, f, "s", reward=-7.0, late=True)
     await put_run(house.pool, window, g, "s", reward=-2.0, model_name="gpt-4o")
     event = resolved(window)

@@ -78,6 +78,8 @@ class StandIn:
         """A whole reply as some servers send it: nulls where nothing is, texts unescaped, CR LF, no ``[DONE]``."""
         head = self.head(body, "chat.completion.chunk")
         yield f"data: {json.dumps({**head, 'choices': None, 'error': None})}\r\n\r\n"
+        yield f"data: {json.dumps({**head, 'choices': [{'index': 0, 'delta': {'content': chr(0xD83D)}}]})}\n\n"
+        yield f"data: {json.dumps({**head, 'choices': [{'index': 0, 'delta': {'content': chr(0xDE00)}}]})}\n\n"
         for text, finish in (("hello\u2028 \x0b\x85 from ", None), (body["model"], "stop")):
             choice = {"index": 0, "delta": {"content": text}, "finish_reason": finish}
             yield f"data: {json.dumps({**head, 'choices': [choice], 'error': None}, ensure_ascii=False)}\r\n\r\n"

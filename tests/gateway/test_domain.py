@@ -186,6 +186,8 @@ def test_what_the_client_asked_for_stays() -> None:
     reply = {"id": "up", "prompt_token_ids": [1], "choices": [{"index": 0, "token_ids": [2], "logprobs": {}}]}
     bare = record_domain.for_client(asked(), reply, "c", "v1")
     assert bare == {"id": "c", "model": "v1", "choices": [{"index": 0}]}
+    odd = {"choices": [{"index": 0}, 5]}
+    assert record_domain.for_client(asked(), odd, "c", "v1")["choices"] == odd["choices"]
     full = record_domain.for_client(asked(logprobs=True, return_token_ids=True), reply, "c", "v1")
     assert full == {**reply, "id": "c", "model": "v1"}
 

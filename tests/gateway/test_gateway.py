@@ -173,7 +173,7 @@ async def test_a_stream_that_cannot_begin_falls_back(house: House) -> None:
 
 
 async def test_a_stream_without_done_is_whole_and_only_cr_and_lf_end_its_lines(house: House) -> None:
-    """U+2028 and the like stand in a text as they are; `"error": null` and `"choices": null` say nothing."""
+    """U+2028 and the like stand in a text as they are; ``"error": null`` and ``"choices": null`` say nothing."""
     await house.route(document(house.upstream_url, {"v1": 1.0}))
     house.upstream.broken["sha-v1"] = "no done"
     stream = await house.client().chat.completions.create(
@@ -181,11 +181,15 @@ async def test_a_stream_without_done_is_whole_and_only_cr_and_lf_end_its_lines(h
     )
     chunks = [chunk async for chunk in stream]
     text = "hello\u2028 \x0b\x85 from sha-v1"
-    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices) == text
+    said = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+    assert said == "\ud83d" + "\ude00" + text, "a character that was cut in two goes on as it came"
     [(_, event, _)] = await house.events()
     assert event.call.model_extra == {}
     assert event.call.response is not None
-    assert (event.call.response["message"]["content"], event.call.response["finish_reason"]) == (text, "stop")
+    assert (event.call.response["message"]["content"], event.call.response["finish_reason"]) == (
+        "\U0001f600" + text,
+        "stop",
+    )
 
 
 @pytest.mark.parametrize("how", ["cut", "left"])

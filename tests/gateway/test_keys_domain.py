@@ -70,15 +70,15 @@ def test_a_day_ends_at_midnight_utc() -> None:
     ("reply", "tokens"),
     [
         ({"usage": {"total_tokens": 9}}, 9),
-        ({"usage": {"total_tokens": -9}, "prompt_token_ids": [1, 2]}, 2 + 5),
-        ({"usage": [9], "prompt_token_ids": "odd"}, 6 + 5),
-        ({"usage": {"total_tokens": True}}, 6 + 5),
+        ({"usage": {"total_tokens": -9}, "prompt_token_ids": [1, 2]}, 2 + 6),
+        ({"usage": [9], "prompt_token_ids": "odd"}, 6 + 6),
+        ({"usage": {"total_tokens": True}}, 6 + 6),
     ],
 )
 def test_what_no_server_counts_is_measured(reply: dict[str, Any], tokens: int) -> None:
-    sent = {"messages": [{"content": "0123456789"}]}  # 26 bytes of JSON
-    choice: dict[str, Any] = {"message": {"content": "abcdefgh"}}  # 22
+    sent = {"messages": [{"content": "0123456789"}]}  # 27 characters of JSON
+    choice: dict[str, Any] = {"message": {"content": "abcd\ud800"}}  # 25
     assert tokens_of({**reply, "choices": [choice]}, sent) == tokens
     if tokens != 9:
         choice["token_ids"] = [7]
-        assert tokens_of({**reply, "choices": [choice]}, sent) == tokens - 4
+        assert tokens_of({**reply, "choices": [choice]}, sent) == tokens - 5

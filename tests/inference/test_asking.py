@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ratchet_sdk import sampling
 
 from services.inference.asking import NEUTRAL, TAGS, ChatRequest, Wrong, asked
 
@@ -47,8 +48,7 @@ def test_what_is_taken_is_honoured(fields: Any, chat: list[Any]) -> None:
             for name in {name for name, value in given_.items() if value is not None} - SERVED - TAGS:
                 assert given_[name] in NEUTRAL[name]
             ask = request.ask()
-            sampling = ask.sampling
-            assert all(math.isfinite(v) for v in vars(sampling).values() if isinstance(v, (int, float)))
+            assert all(math.isfinite(v) for v in vars(ask.sampling).values() if isinstance(v, (int, float)))
             assert all(isinstance(message.get("content", ""), str) for message in ask.messages)
 
 
@@ -122,19 +122,16 @@ def test_what_says_nothing_is_taken(name: str, values: tuple[Any, ...]) -> None:
 
 
 def test_the_gateways_neutral_sampling_is_plain() -> None:
-    neutral = {
-        "temperature": 1,
-        "top_p": 1,
-        "top_k": -1,
-        "min_p": 0,
-        "repetition_penalty": 1,
-        "presence_penalty": 0,
-        "frequency_penalty": 0,
-    }
-    found = asked(body(**neutral))
-    assert isinstance(found, ChatRequest)
-    assert found.sampling() == ChatRequest.model_validate_json(body()).sampling()
-    assert not found.sampling().penalises
+    for neutral in (sampling.NEUTRAL, {**sampling.NEUTRAL, "top_k": 0}):
+        found = asked(body(**neutral))
+        assert isinstance(found, ChatRequest)
+        assert found.sampling() == ChatRequest.model_validate_json(body()).sampling()
+        assert not found.sampling().penalises
+
+
+@pytest.mark.parametrize("name", sorted(set(sampling.NAMES) - SERVED))
+def test_sampling_that_some_server_knows_is_not_ignored(name: str) -> None:
+    assert isinstance(asked(body(**{name: "a value that is neutral nowhere"})), Wrong)
 
 
 def test_where_no_tool_may_be_called_none_is_shown() -> None:

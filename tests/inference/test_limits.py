@@ -14,7 +14,7 @@ import pytest
 
 from services.deployer.inference import InferenceProbe
 from services.deployer.service import NotYet, Verified
-from services.gateway.service import Broken, Replied
+from services.gateway.service import Broken, Refused, Replied
 from services.gateway.upstream import HttpTargets
 from services.inference.app import inference
 from services.inference.domain import Answer, Ask, Reply
@@ -127,6 +127,20 @@ async def test_gateway_and_deployer_send_the_token(service: Inference, checkpoin
             assert isinstance(await probe.verify(checkpoints.sha), verified)
             await targets.close()
             await probe.close()
+
+
+@pytest.mark.parametrize("more", [{"stream": 1}, {"response_format": {"type": "json_object"}}, {"top_k": "a"}])
+async def test_a_refusal_is_no_failure_of_the_target(
+    service: Inference, checkpoints: Checkpoints, more: dict[str, Any]
+) -> None:
+    """The gateway passes a 400 on; it would ask another version, and say 502, if it took it for a failure."""
+    targets = HttpTargets(timeout_s=30, connect_timeout_s=5, connections=1)
+    async with listening(service) as url:
+        target = Target(base_url=url, model=checkpoints.sha, artifact_sha256=checkpoints.sha)
+        refused = await targets.ask(target, {"model": checkpoints.sha, **CHAT, **more})
+    assert isinstance(refused, Refused)
+    assert refused.status == 400
+    await targets.close()
 
 
 def test_it_listens_on_this_machine_alone_unless_told() -> None:

@@ -43,7 +43,7 @@ async def test_a_window_is_closed_once_and_counted(pool: Pool) -> None:
     closed = await close(pool)
     assert closed is not None
     assert (closed["agents"], closed["trajectories"], closed["late"]) == (2, 2, 0)
-    assert closed["quality"] == pytest.approx(5 / 12)  # one has no steps, the other's call no prompt
+    assert closed["quality"] == pytest.approx(2 / 5)  # one has no steps, the other's call no prompt
     assert await close(pool) is None
     statuses = await pool.fetch("select trajectory_id, status from trajectories order by 1")
     assert [tuple(row) for row in statuses] == [("open", "truncated"), ("t", "completed")]
@@ -166,12 +166,12 @@ async def test_quality_is_kept_by_check(pool: Pool) -> None:
         return events if said is None else [*events, ended(name, step_count=said)]
 
     early, other = {"occurred_at": START - timedelta(seconds=1)}, {"policy": "other"}
-    every = {"has_steps", "calls", "prompts", "answers", "consistent", "complete"}
+    every = {"has_steps", "calls", "prompts", "consistent", "complete"}
     cases: dict[str, tuple[list[Any], set[str]]] = {
         "whole": (run("whole"), set()),
         "silent": (run("silent", call=False), {"calls"}),
         "empty prompt": (run("prompt", prompt=""), {"prompts"}),
-        "unanswered": (run("unanswered", answer=False), {"answers"}),
+        "without result": (run("unanswered", answer=False), set()),
         "before its start": (run("early", **early), {"consistent"}),
         "another policy": (run("other", **other), {"consistent"}),
         "missing": (run("missing", said=3), {"complete"}),
@@ -183,7 +183,7 @@ async def test_quality_is_kept_by_check(pool: Pool) -> None:
         await keep(pool, numbered(*events, first=number * 10 + 1))
         closed = await close(pool, barrier=100)
         assert closed is not None
-        assert closed["quality"] == pytest.approx(1 - len(broken) / 6), name
+        assert closed["quality"] == pytest.approx(1 - len(broken) / 5), name
         checks = (await one(pool, "windows"))["quality_checks"]
         assert {check for check, share in checks.items() if share == 0} == broken, name
         assert set(checks) == every

@@ -22,9 +22,10 @@ from services.recorder.stream import StepStream
 from services.recorder.window_store import WindowStore
 from services.recorder.windows import Closing
 from shared import database
+from shared.aside import Aside
 from shared.bodies import unpacked
 from shared.bus import Bus
-from shared.database import Pool
+from shared.database import Pool, Record
 from shared.errors import GiveUpError
 from shared.events import WindowClosed
 from shared.streams import Barrier
@@ -250,6 +251,47 @@ async def test_a_run_with_an_impossible_start_holds_no_window_up(bus: Bus, pool:
     assert told[window.window_id] == 4
     assert sum(told.values()) == 4
     assert await pool.fetchval("select max(ends_at) from windows where state = 'closed'") >= window.ends_at
+
+
+class Faulty(WindowStore):
+    """Cannot write one window's barrier, nor close another."""
+
+    def __init__(self, pool: Pool, unbarred: str, unclosed: str) -> None:
+        super().__init__(pool)
+        self.faults = {unbarred, unclosed}
+        self.unbarred = unbarred
+
+    async def write_barrier(self, window_id: str, barrier: Barrier) -> None:
+        if window_id == self.unbarred and window_id in self.faults:
+            raise TypeError("a naive datetime")
+        await super().write_barrier(window_id, barrier)
+
+    async def close(self, window_id: str, *, floor: int, opened_before: datetime) -> Record | None:
+        if window_id in self.faults:
+            raise ZeroDivisionError
+        return await super().close(window_id, floor=floor, opened_before=opened_before)
+
+
+async def test_a_window_that_cannot_be_closed_holds_up_no_other(bus: Bus, pool: Pool) -> None:
+    windows = [window_at(START + timedelta(seconds=n * WINDOW_S), WINDOW_S) for n in range(4)]
+    ids = [window.window_id for window in windows]
+    store = Faulty(pool, *ids[:2])
+    await store.make_windows(windows)
+    aside = Aside("recorder", pool)
+    closing = Closing(store, StoredThrough(9), bus, settings(), lambda: windows[-1].ends_at, aside)
+    await closing.tick()
+    assert [event.window_id for event in await closed_windows(bus)] == ids[2:]
+    notes = await pool.fetch("select kind, key, reason from set_aside order by key")
+    assert [tuple(note) for note in notes] == [
+        ("close window", ids[0], "TypeError: a naive datetime"),
+        ("close window", ids[1], "ZeroDivisionError"),
+    ]
+    assert [window.window_id for window in await store.due(windows[-1].ends_at, aside.resting("close window"))] == []
+
+    store.faults.clear()
+    aside = Aside("recorder", pool)
+    await Closing(store, StoredThrough(9), bus, settings(), lambda: windows[-1].ends_at, aside).tick()
+    assert sorted(event.window_id for event in await closed_windows(bus)) == ids
 
 
 async def test_a_row_that_was_not_announced_is_announced_by_the_sweep(bus: Bus, pool: Pool) -> None:

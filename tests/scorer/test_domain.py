@@ -203,7 +203,7 @@ def test_a_failing_judge_is_asked_ever_more_rarely() -> None:
 def test_a_run_that_timed_out_ranks_last_whatever_was_said_for_it() -> None:
     a, b, c = (("a", "1"), ("b", "1"), ("c", "1"))
     found = verdict({a: 0.4, b: 0.9, c: 0.0}, {a: "completed", b: "truncated", c: "failed"})
-    assert (found.scores, found.ranks) == ({a: 0.4, b: 0.0, c: 0.0}, {a: 1, c: 2, b: 3})
+    assert (found.scores, found.ranks) == ({a: 0.7, b: 0.0, c: 0.5}, {a: 1, c: 2, b: 3})
     assert verdict({a: 0.9, b: 0.3}, {a: "truncated", b: "completed"}).state == "scored"
     both = verdict({a: 0.9, b: 0.3}, {a: "truncated", b: "truncated"})
     assert (both.scores, both.ranks) == ({a: 0.9, b: 0.3}, {a: 1, b: 2}), "among themselves they are judged"
@@ -221,10 +221,10 @@ def test_who_ranks_last_is_below_all_that_were_judged(
     statuses = {key: status if n else "completed" for n, key in enumerate(judged)}
     found, alone = verdict(judged, statuses, last), verdict(judged, statuses) if judged else None
     for key in last:
-        assert found.scores[key] == 0
-        assert found.ranks[key] == len(judged) + 1
-        assert all(found.scores[other] > 0 for other in judged)
-    assert all(found.ranks[key] == (alone.ranks[key] if alone else 0) for key in judged)
+        assert (found.scores[key], found.ranks[key]) == (0, len(judged) + 1)
+    for key in judged:
+        assert found.ranks[key] == (alone.ranks[key] if alone else 0)
+        assert (found.scores[key] > 0) == (statuses[key] == "completed")
     assert (found.state == "tie") == (not judged)
 
 

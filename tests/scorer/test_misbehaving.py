@@ -8,8 +8,10 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+from prometheus_client import REGISTRY
 
 from examples.judge.standin import BEHAVIOURS, StandIn, plain, stand_in
+from examples.judge.wire import as_json
 from services.scorer.ruler.endpoint import ask_of
 from services.scorer.ruler.judge import RulerJudge
 from services.scorer.ruler.ledger_store import LedgerStore
@@ -91,6 +93,27 @@ async def test_a_group_is_scored_rightly_or_not_at_all(pool: Pool, endpoint: Sta
         await scorer.judge_waiting()
         assert await scores(pool) == RIGHT
         assert [event.state for event in outbox.events.values()] == ["scored"]
+
+
+async def test_a_content_filter_is_told_as_one(pool: Pool, endpoint: StandIn) -> None:
+    await three_runs(pool)
+    filtered = {
+        "error": {"code": "content_filter", "message": "The response was filtered due to the prompt", "status": 400}
+    }
+    endpoint.always = lambda scores: as_json(filtered, 400)
+    async with ruler(pool, endpoint, Kept()) as scorer:
+        await scorer.window_resolved(resolved())
+        assert len(endpoint.bodies) == 1, "another form of answer would meet the same filter"
+        failure = await pool.fetchval("select failure from groups")
+        assert failure.startswith("the content filter of the judge's endpoint refused the question (400)")
+        await scorer.measure()
+        assert REGISTRY.get_sample_value("ratchet_judge_groups_failed", {"why": failure.partition(" (call ")[0]}) == 1
+
+        endpoint.always = BEHAVIOURS["content filter"]
+        await pool.execute("update groups set not_before = now()")
+        await scorer.judge_waiting()
+        failure = await pool.fetchval("select failure from groups")
+        assert failure.startswith("the content filter of the judge's endpoint cut its answer off")
 
 
 async def test_a_server_that_refuses_all_but_streams_is_asked_for_streams(pool: Pool, endpoint: StandIn) -> None:

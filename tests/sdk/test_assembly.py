@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from openai.lib.streaming._deltas import accumulate_delta
 from openai.lib.streaming.chat import ChatCompletionStreamState
@@ -94,6 +94,7 @@ def stripped(value: Any) -> Any:
     return bare
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow])
 @given(deltas())
 def test_deltas_in_openais_form_are_joined_as_its_client_joins_them(told: list[dict[str, Any]]) -> None:
     theirs: dict[Any, Any] = {}

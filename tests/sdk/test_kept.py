@@ -68,7 +68,8 @@ def test_what_json_cannot_hold_is_marked_and_nothing_else_changes(value: Any) ->
 
 def test_halves_that_a_stream_has_parted_are_put_together_and_names_are_told_apart() -> None:
     assert mended("a \ud83d" + "\ude00 \ud83d") == "a \U0001f600 \ufffd"
-    assert mended({"\ud83d": 1, "\ud83e": 2, "b": [("\udc00",)]}) == {"\ufffd": 1, "\ufffd (2)": 2, "b": [["\ufffd"]]}
+    halves = {chr(0xD83D): 1, chr(0xD83E): 2, "b": [("\udc00",)]}
+    assert mended(halves) == {"\ufffd": 1, "\ufffd (2)": 2, "b": [["\ufffd"]]}
 
 
 # redaction ----------------------------------------------------------------------------------------

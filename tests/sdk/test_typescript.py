@@ -7,6 +7,7 @@ import json
 import signal
 import subprocess
 from pathlib import Path
+from typing import Any
 
 from ratchet_sdk.events import Step, TrajectoryEnded, message_id
 from ratchet_sdk.redact import Redaction, secrets
@@ -23,6 +24,7 @@ from shared.bus import Bus
 from shared.database import Pool
 from shared.streams import provision
 from tests.sdk.stored import stored
+from tests.sdk.test_assembly import CASES
 from tests.sdk.test_faces import MORE, VOLATILE, with_ids, with_the_recorder, without
 from tests.sdk.test_redact import HARMLESS, KEY, SAMPLES
 from tests.sdk.typescript import EXAMPLE, agent, connected, run
@@ -95,16 +97,21 @@ async def test_each_kind_of_client_records_the_same_rows(
 
 
 async def test_what_javascript_has_and_json_has_not(built: Path, nats_server: NatsServer, bus: Bus) -> None:
-    """Large events travel zipped; half a surrogate pair and a bigint do not make an event unreadable."""
+    """Large events travel zipped; what JSON has no word for is marked, and makes no event unreadable."""
     script = r"""
         const trajectory = recorder.trajectory();
         const step = trajectory.step({ text: "x".repeat(40_000) });
         step.llmCall({ messages: [], response: { model: "m-1", usage: { total_tokens: 2 }, choices: [{ index: 0 }] } });
         step.refer("chatcmpl-1", { purpose: "evaluation" });
-        step.action("buy", { parameters: { half: "\ud83d \\ud83d \ud83d\ude00", wei: 10n ** 20n } });
+        step.llmCall({ messages: [], response: "hot", temperature: Number.NaN });
+        step.action("buy", { parameters: {
+          half: "\ud83d \\ud83d \ud83d\ude00", wei: 10n ** 20n, odd: [NaN, -Infinity, Infinity, new Date(NaN), () => 1],
+          map: new Map([[1, 2], ["1", 3]]), set: new Set([1]), error: new TypeError("no"),
+        } });
         step.end();
+        step.action("sell");
         trajectory.end("failed", { error: "no" });
-        process.exitCode = await recorder.close();
+        process.exitCode = (await recorder.close()) + recorder.counts.refused - 2;
     """
     async with agent(built, nats_server.url, script):
         pass
@@ -114,12 +121,56 @@ async def test_what_javascript_has_and_json_has_not(built: Path, nats_server: Na
     assert isinstance(step, Step)
     assert step.environment == {"text": "x" * 40_000}
     assert step.action is not None
-    assert step.action.parameters == {"half": "? \\ud83d \U0001f600", "wei": str(10**20)}
+    assert step.action.parameters == {
+        **{"half": "\ufffd \\ud83d \U0001f600", "wei": str(10**20)},
+        "odd": ["NaN", "-Infinity", "Infinity", "Invalid Date", "<function>"],
+        **{"map": {"1": 2, "1 (2)": 3}, "set": [1], "error": "TypeError: no"},
+    }
     said, referred = step.llm_calls
     assert (said.model_version, said.usage, said.response) == ("m-1", {"total_tokens": 2}, {"index": 0})
     assert (referred.call_id, referred.purpose, referred.response) == ("chatcmpl-1", "evaluation", None)
     assert isinstance(end, TrajectoryEnded)
     assert (end.status, end.step_count, end.model_extra) == ("failed", 1, {"error": "no"})
+
+
+def told(built: Path, script: str, given: Any) -> Any:
+    """What a script says in JSON, of what it reads."""
+    command = ["node", "--input-type=module", "-e", script]
+    done = subprocess.run(command, cwd=built, input=json.dumps(given), capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_it_puts_streams_together_as_the_python_sdk_does(built: Path) -> None:
+    script = """
+        import { readFileSync } from "node:fs";
+        import { StreamedReply } from "./dist/assembly.js";
+        const whole = ({ chunks }) => {
+          const before = JSON.stringify(chunks);
+          const reply = new StreamedReply();
+          chunks.forEach((chunk) => reply.add(chunk));
+          return { choices: reply.completion().choices, changed: JSON.stringify(chunks) !== before };
+        };
+        console.log(JSON.stringify(JSON.parse(readFileSync(0, "utf8")).map(whole)));
+    """
+    assert told(built, script, CASES) == [{"choices": [case["choice"]], "changed": False} for case in CASES]
+
+
+async def test_a_second_call_of_one_id_is_kept_under_another(built: Path, nats_server: NatsServer, bus: Bus) -> None:
+    script = """
+        const step = recorder.trajectory().step();
+        step.llmCall({ messages: [], response: { choices: [{ index: 0 }, { index: 1 }] }, call_id: "c" });
+        step.llmCall({ messages: [], response: "sell", call_id: "c" });
+        step.end();
+        process.exitCode = (await recorder.close()) + recorder.counts.refused - 1;
+    """
+    async with agent(built, nats_server.url, script):
+        pass
+    _, step = [message.event for message in await stored(bus)]
+    assert isinstance(step, Step)
+    first, second = step.llm_calls
+    assert (first.call_id, first.model_extra) == ("c", {"other_choices": [{"index": 1}]})
+    assert second.call_id != "c"
 
 
 def test_it_takes_out_what_the_python_sdk_takes_out(built: Path) -> None:
@@ -128,6 +179,7 @@ def test_it_takes_out_what_the_python_sdk_takes_out(built: Path) -> None:
     call = {"call_id": "4111111111111111", "prompt_token_ids": [1], "response": {"token_ids": [2], "logprobs": {}}}
     events = [
         {"kind": "step", "trajectory_id": "4222222222222", "environment": {text: [{"deep": text}], "password": text}}
+        | {"scenario_id": text, "metadata": {"order_ids": [text], "userId": text, "a@b.de": 1, "c@d.de": 2}}
         | {"llm_calls": [call, {**call, "messages": [{"role": "user", "content": text}]}]}
         for text in texts
     ]
@@ -138,16 +190,7 @@ def test_it_takes_out_what_the_python_sdk_takes_out(built: Path) -> None:
         const each = events.map((event) => JSON.parse(new Redaction(secrets).of(JSON.stringify(event))));
         console.log(JSON.stringify({ texts: texts.map(secrets), events: each }));
     """
-    done = subprocess.run(
-        ["node", "--input-type=module", "-e", script],
-        cwd=built,
-        input=json.dumps({"texts": texts, "events": events}),
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert done.returncode == 0, done.stderr
-    said = json.loads(done.stdout)
+    said = told(built, script, {"texts": texts, "events": events})
     assert said["texts"] == [secrets(text) for text in texts]
     assert said["events"] == [json.loads(Redaction(secrets)(json.dumps(event).encode())) for event in events]
 

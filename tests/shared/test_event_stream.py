@@ -34,10 +34,15 @@ def test_comments_other_fields_and_a_byte_order_mark_are_no_data() -> None:
     assert read(content) == ['{"a":\n1}', "2"]
 
 
+def test_half_a_character_stands_as_it_came() -> None:
+    assert chunk_of('{"choices": [{"delta": {"content": "\\ud83d"}}]}')["choices"][0]["delta"]["content"] == "\ud83d"
+
+
 def test_a_chunk_is_an_object_with_choices_and_null_is_nothing() -> None:
     assert chunk_of('{"id": "c", "choices": null, "error": null}') == {"id": "c", "choices": [], "error": None}
     for data, words in {
         "{": "not JSON",
+        "[" * 10_000: "not JSON",
         "[]": "no object",
         '{"error": {"message": "no"}}': "error",
         '{"choices": [null]}': "no list of objects",

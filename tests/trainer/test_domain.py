@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import UTC, datetime
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from services.trainer.domain import (
     CallRecord,
     Carries,
     Empty,
+    Failures,
     Gate,
     Judged,
     Never,
@@ -28,6 +30,7 @@ from services.trainer.domain import (
     next_version,
     plan,
 )
+from services.trainer.reading_domain import reading
 
 EXACT = CallRecord(
     messages=[{"role": "user", "content": "?"}],
@@ -38,13 +41,14 @@ EXACT = CallRecord(
     temperature=1.0,
     top_p=None,
     model_version="v3",
+    witnessed=True,
 )
 WORDS = CallRecord(messages=EXACT.messages, response=EXACT.response)
 TERMS = Terms("v3", {f"v{n}": n for n in range(6)}, max_lag=1, min_groups=2, min_agents=2)
 
 
 def member(*calls: CallRecord, agent: str = "a", score: float = 1.0, reward: float | None = 1.0) -> Judged:
-    return Judged(agent, f"run-{agent}", score, reward, calls)
+    return Judged(agent, f"run-{agent}", score, reward, reading(calls))
 
 
 def group(*members: Judged, name: str = "g", homogeneous: bool = True) -> ScoredGroup:
@@ -67,26 +71,73 @@ def verdict(*calls: CallRecord, homogeneous: bool = True, spread: bool = True, r
         ({"model_version": "v1"}, Never("stale", "it is 2 versions away from v3, over max_lag 1")),
         ({"model_version": "gpt"}, Never("mixed", "gpt is no version of this line")),
         ({"model_version": None}, Never("mixed", "None is no version of this line")),
-        ({"temperature": 0.7}, Never("mixed", "it was not sampled at temperature 1 and top_p 1")),
-        ({"top_p": 0.9}, Never("mixed", "it was not sampled at temperature 1 and top_p 1")),
-        ({"prompt_token_ids": None}, Never("mixed", "a call of it lacks token ids or finite logprobs")),
-        ({"token_ids": None}, Never("mixed", "a call of it lacks token ids or finite logprobs")),
-        ({"logprobs": None}, Never("mixed", "a call of it lacks token ids or finite logprobs")),
-        ({"logprobs": [-0.5, -0.5]}, Never("mixed", "a call of it lacks token ids or finite logprobs")),
-        ({"logprobs": [float("nan")]}, Never("mixed", "a call of it lacks token ids or finite logprobs")),
-        ({"response": None}, Never("mixed", "a reply of it was not recorded")),
+        ({"temperature": 0.7}, ByGradient("exact")),
+        ({"temperature": 0.0}, ByImitation()),
+        ({"top_p": 0.9}, ByImitation()),
+        ({"sampling": {"temperature": 1, "top_k": 20}}, ByImitation()),
+        ({"prompt_token_ids": None}, ByImitation()),
+        ({"token_ids": None}, ByImitation()),
+        ({"logprobs": None}, ByImitation()),
+        ({"logprobs": [-0.5, -0.5]}, ByImitation()),
+        ({"logprobs": [float("nan")]}, ByImitation()),
+        ({"fault": "response.logprobs is a list"}, ByImitation()),
+        ({"witnessed": False}, ByImitation()),
     ],
 )
 def test_one_call_decides_what_its_run_can_carry(changes: dict[str, object], want: Carries) -> None:
     changed = replace(EXACT, **changes)  # type: ignore[arg-type]  # each case names its own field
     assert verdict(changed) == want
-    if want != ByGradient("exact"):
+    if want != ByGradient("exact") and changed.response:
         assert verdict(EXACT, changed) == want
 
 
 def test_a_run_of_words_and_tokens_is_mixed() -> None:
-    assert verdict(EXACT, WORDS) == Never("mixed", "a call of it lacks token ids or finite logprobs")
+    reason = "a call of it lacks token ids or finite logprobs; to be imitated, it has no reward of record"
+    assert verdict(EXACT, WORDS, reward=None) == NotYet("mixed", reason)
     assert verdict() == Never("mixed", "no model call of it is stored")
+    assert verdict(replace(EXACT, response=None)) == Never("mixed", "a reply of it was not recorded")
+
+
+def test_tokens_of_no_use_are_imitated_only_where_that_is_honest() -> None:
+    cold = replace(EXACT, temperature=0.0)
+    assert verdict(cold, reward=0.5) == Never(
+        "mixed",
+        "it was sampled with temperature 0: send temperature 1; to be imitated, its reward of record 0.5 is under 1",
+    )
+    halved = verdict(cold, replace(EXACT, response=None))
+    assert halved == Never("mixed", "a reply of it was not recorded"), "what is imitated is whole"
+
+
+def test_what_an_agent_claims_is_a_gradient_only_where_a_setting_trusts_it() -> None:
+    claimed = replace(EXACT, witnessed=False)
+    one, other = member(claimed, reward=0.0), member(claimed, agent="b", score=0.0)
+    found = carries(one, group(one, other), TERMS)
+    assert isinstance(found, Never)
+    assert "RATCHET_TRUST_AGENT_TOKENS" in found.reason
+    assert carries(one, group(one, other), replace(TERMS, trust_agent_tokens=True)) == ByGradient("exact")
+
+
+def test_nothing_that_a_quarantined_version_answered_is_trained_on() -> None:
+    terms = replace(TERMS, quarantined={"v2": "worse"})
+    for calls in ([replace(EXACT, model_version="v2")], [replace(WORDS, model_version="v2")]):
+        one, other = member(*calls), member(WORDS, agent="b", score=0.0)
+        assert carries(one, group(one, other), terms) == Never("mixed", "v2 is quarantined: worse")
+        assert carries(other, group(one, other), terms) != Never("mixed", "v2 is quarantined: worse")
+
+
+def test_what_training_could_not_use_is_left_out_for_good() -> None:
+    one = replace(member(EXACT), barred="its gradient is not finite")
+    assert carries(one, group(one, member(EXACT, agent="b", score=0.0)), TERMS) == Never("mixed", one.barred or "")
+
+
+def test_a_call_that_broke_takes_no_tokens_away_from_the_others() -> None:
+    assert verdict(EXACT, replace(EXACT, response=None, token_ids=None, logprobs=None)) == ByGradient("exact")
+
+
+def test_pauses_double_with_each_failure_up_to_an_hour() -> None:
+    at = datetime(2026, 11, 20, tzinfo=UTC)
+    waits = [(Failures(n, "b", "why", at).again_at(30) - at).total_seconds() for n in (1, 2, 3, 10, 2000)]
+    assert waits == [30, 60, 120, 3600, 3600]
 
 
 def test_only_what_an_outcome_calls_good_is_imitated() -> None:
@@ -186,7 +237,7 @@ def test_what_is_missing_is_said() -> None:
 
 
 def test_groups_in_which_nothing_can_be_trained_are_recorded() -> None:
-    lost = replace(EXACT, temperature=0.5)
+    lost = replace(EXACT, model_version="other")
     empty = plan([pair("g1", lost, lost), pair("g2", lost, lost), pair("g3", WORDS, WORDS, reward=None)], TERMS)
     assert isinstance(empty, Empty)
     assert {entry.group_id for entry in empty.entries} == {"g1", "g2"}

@@ -89,6 +89,7 @@ async def rig(
     bus: Bus, pool: Pool, database_url: str, artifacts: DirectoryStore, artifact: Artifact, tmp_path: Path
 ) -> AsyncIterator[Rig]:
     settings = TrainerSettings(
+        retry_s=0.0,
         database_url=SecretStr(database_url),
         artifacts_dir=artifacts.root,
         min_groups=3,

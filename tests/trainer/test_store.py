@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from services.trainer.domain import Entry, Gate
+from services.trainer.group_store import MAX_FAILED_BATCHES
+from services.trainer.reading_domain import Reading
 from services.trainer.store import MAX_ATTEMPTS, Lease, LeaseLostError, NewModel, Store
 from shared.artifacts import Artifact
 from shared.database import Pool
@@ -72,7 +75,7 @@ async def test_a_line_that_has_moved_on_is_not_claimed(store: Store, line: World
     assert await store.gates() == [Gate("default", "v0", undecided="v1")]
     assert not await claim(store, "b2", "g1")  # one is on trial
     await line.deployment("v1", "rolled_back")
-    assert not await claim(store, "b2", "g0")  # a batch holds the group
+    assert not await claim(store, "b2", "g0")  # a batch was made of the group
     assert await claim(store, "b2", "g1")
 
 
@@ -89,8 +92,9 @@ async def test_an_expired_lease_is_taken_over_and_the_first_holder_is_fenced(
         await store.heartbeat(first, 60)
     with pytest.raises(LeaseLostError):
         await store.finish(first, model(artifact), {}, {})
-    await store.fail(first, "too late")
-    await store.release(first, "too late")
+    await store.fail(first, "too late", {("a0", "g0-0"): "never"})
+    await store.release(first)
+    await store.retry(first, "too late", 0, excused=True)
     assert await pool.fetchval("select count(*) from models") == 1
     await store.heartbeat(second, 60)
     await store.finish(second, model(artifact), {("a0", "g0-0"): 0.5}, {("a1", "g0-1"): "too long"})
@@ -117,7 +121,81 @@ async def test_what_never_ends_is_given_up(store: Store, line: World, pool: Pool
     assert await store.take(60) is None
     assert await store.give_up_on_exhausted() == ["b"]
     assert await pool.fetchval("select failure from batches") == "given up after 3 attempts"
-    assert await claim(store, "b2", "g1")
+    assert await claim(store, "b2", "g0"), "what a failed batch held goes back"
+
+
+async def test_an_orderly_stop_is_no_attempt(store: Store, line: World) -> None:
+    await claim(store, "b")
+    for _ in range(MAX_ATTEMPTS + 2):
+        lease = await taken(store)
+        assert lease.attempts == 1
+        await store.release(lease)
+    assert await store.give_up_on_exhausted() == []
+
+
+async def barred(store: Store, group: str) -> list[str | None]:
+    return [row["barred"] for row in await store.judged([group])]
+
+
+async def test_a_failed_batch_gives_its_groups_back_and_the_culprit_alone_stays_out(
+    store: Store, line: World, pool: Pool
+) -> None:
+    await claim(store, "b1", "g0", "g1")
+    assert await store.unused_groups("default", 9) == []
+    await store.fail(await taken(store), "nothing left", {("a1", "g0-1"): "a token id is outside the vocabulary"})
+    assert [row["group_id"] for row in await store.unused_groups("default", 9)] == ["g0", "g1"]
+    assert await barred(store, "g0") == [None, "a token id is outside the vocabulary"]
+    assert await barred(store, "g1") == [None, None]
+    failures = await store.failures("default")
+    assert failures is not None
+    assert (failures.in_a_row, failures.batch_id, failures.reason) == (1, "b1", "nothing left")
+    row = await pool.fetchrow("select state, trained, left_out, failure from batch_overview where batch_id = 'b1'")
+    assert tuple(row or ()) == ("failed", 3, {"a token id is outside the vocabulary": 1}, "nothing left")
+
+
+async def test_what_fails_batch_after_batch_is_left_out_with_its_reason(
+    store: Store, line: World, artifact: Artifact
+) -> None:
+    for number in range(MAX_FAILED_BATCHES):
+        assert await barred(store, "g0") == [None, None]
+        await claim(store, f"b{number}")
+        await store.fail(await taken(store), "out of memory", {})
+    assert await barred(store, "g0") == ["3 batches with it failed, the last: out of memory"] * 2
+    assert await barred(store, "g1") == [None, None]
+    await claim(store, "good", "g1")
+    await store.finish(await taken(store), model(artifact), {}, {})
+    assert await store.failures("default") is None
+
+
+async def test_the_worlds_failures_are_not_held_against_a_run(store: Store, line: World, pool: Pool) -> None:
+    for number in range(MAX_FAILED_BATCHES):
+        await claim(store, f"b{number}")
+        for _ in range(MAX_ATTEMPTS):
+            await store.retry(await taken(store), "OSError: no space left", 0, excused=True)
+        assert await store.give_up_on_exhausted() == [f"b{number}"]
+    assert await barred(store, "g0") == [None, None]
+    failures = await store.failures("default")
+    assert failures is not None
+    assert failures.in_a_row == MAX_FAILED_BATCHES
+
+
+async def test_a_run_is_read_again_once_the_gateways_records_of_it_have_come(
+    store: Store, line: World, pool: Pool
+) -> None:
+    keys = sorted(await store.unread(9))
+    assert keys == [("a0", "g0-0"), ("a0", "g1-0"), ("a1", "g0-1"), ("a1", "g1-1")]
+    claimed = Reading(frozenset({"v0", None}), has_tokens=True)
+    await store.keep_readings(dict.fromkeys(keys, claimed))
+    assert await store.unread(9) == []
+    await pool.execute(
+        """insert into llm_calls (agent_id, trajectory_id, call_id, step, event_id, recorded, occurred_at, witnessed)
+           values ('a0', 'g0-0', 'c', 0, gen_random_uuid(), true, now(), true)"""
+    )
+    assert await store.unread(9) == [("a0", "g0-0")]
+    await store.keep_readings({("a0", "g0-0"): replace(claimed, witnessed=True)})
+    assert await store.unread(9) == []
+    [row, _] = await store.judged(["g0"])
+    assert (row["read"], set(row["versions"]), row["witnessed"]) == (True, {"v0", None}, True)
 
 
 async def test_a_base_is_registered_once(store: Store, artifact: Artifact, pool: Pool) -> None:

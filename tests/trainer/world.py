@@ -67,7 +67,16 @@ class World:
         )
         return window_id
 
-    async def run(self, agent: str, trajectory: str, calls: Sequence[LlmCall], window_id: str, scenario: str) -> None:
+    async def run(
+        self,
+        agent: str,
+        trajectory: str,
+        calls: Sequence[LlmCall],
+        window_id: str,
+        scenario: str,
+        *,
+        witnessed: bool = True,
+    ) -> None:
         await self.pool.execute(
             """insert into trajectories (agent_id, trajectory_id, policy, window_id, scenario_id, started_at,
                                          first_sequence) values ($1, $2, $3, $4, $5, $6, $7)""",
@@ -93,8 +102,9 @@ class World:
         for event in events:
             body = event.model_dump_json(by_alias=True).encode()
             await self.pool.execute(
-                """insert into bodies (day, agent_id, event_id, trajectory_id, kind, sequence, sha256, size_bytes, body)
-                   values ($1, $2, $3, $4, $5, $6, $7, $8, $9)""",
+                """insert into bodies (day, agent_id, event_id, trajectory_id, kind, sequence, sha256, size_bytes, body,
+                                       witnessed)
+                   values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)""",
                 START.date(),
                 agent,
                 event.event_id,
@@ -104,6 +114,7 @@ class World:
                 hashlib.sha256(body).digest(),
                 len(body),
                 zlib.compress(body),
+                witnessed and isinstance(event, LlmCallMade),
             )
 
     async def reward(self, agent: str, trajectory: str, value: float) -> None:
@@ -127,6 +138,7 @@ class World:
         homogeneous: bool = True,
         window: int = 0,
         state: str = "scored",
+        witnessed: bool = True,
     ) -> str:
         """A judged group of (calls, score) runs by agents a0, a1...; returns its id."""
         window_id = await self.window(window)
@@ -141,7 +153,7 @@ class World:
         )
         for number, (calls, score) in enumerate(runs):
             agent, trajectory = f"a{number}", f"{name}-{number}"
-            await self.run(agent, trajectory, calls, window_id, name)
+            await self.run(agent, trajectory, calls, window_id, name, witnessed=witnessed)
             await self.pool.execute("insert into group_members values ($1, $2, $3)", name, agent, trajectory)
             await self.pool.execute(
                 """insert into judgments (group_id, revision, agent_id, trajectory_id, judge, rubric, score, rank)

@@ -6,8 +6,8 @@
  */
 
 import { resolve } from "node:path";
-import { isDeepStrictEqual } from "node:util";
 
+import { NUMBERS, begins, replyFields, type Conversation, type Message } from "./calls.js";
 import { connectionOptions } from "./connection.js";
 import type * as wire from "./events.js";
 import { Publisher, type Counts } from "./publisher.js";
@@ -18,7 +18,6 @@ import { encoded, uuid7, words } from "./values.js";
 type Json = Record<string, unknown>;
 type Head = "schema" | "event_id" | "policy" | "trajectory_id" | "started_at" | "occurred_at";
 type Body<E> = E extends unknown ? Omit<E, Head> : never;
-type Message = NonNullable<wire.LlmCall["messages"]>[number];
 export type Status = wire.TrajectoryEnded["status"];
 
 export interface RecorderOptions {
@@ -132,6 +131,7 @@ export class Trajectory {
   #steps = 0;
   #ended = false;
   #conversations: Conversation[] = [];
+  readonly #namedCalls = new Map<string, string>(); // by the ids that the agent gave them
 
   constructor(
     readonly recorder: Recorder,
@@ -154,6 +154,17 @@ export class Trajectory {
     this.#ended = true;
     const copy = this.recorder.copied(ending, "a trajectory's ending");
     this.emit({ kind: "trajectory.ended", status, step_count: this.#steps, ...copy });
+  }
+
+  /** The id that the agent gave a call, or one of ours where another call of this run bears it: it would hide this one. */
+  callId(call: wire.LlmCall): string {
+    const json = encoded(call);
+    const known = this.#namedCalls.get(call.call_id);
+    if (known === undefined) this.#namedCalls.set(call.call_id, json);
+    if (known === undefined || known === json) return call.call_id;
+    const own = uuid7();
+    this.recorder.refuse(`a second call had the id ${call.call_id}: it is recorded as ${own}; give each its own`);
+    return own;
   }
 
   /**
@@ -202,22 +213,28 @@ export class Step {
 
   /** What the agent looked up before it acted. */
   providerAccess(provider: string, access: Omit<wire.ProviderAccess, "provider"> = {}): void {
+    this.#late("a provider access");
     const copy = this.trajectory.recorder.copied({ ...access, provider }, "a provider access");
     if (copy) this.#accesses.push(copy);
   }
 
   /**
-   * A model call that no gateway saw. Gives its id. Of a prompt that extends an earlier call of the run only what is new is
+   * A model call that no gateway saw. Gives its id: `call_id`, unless another call of the run has it. Of a prompt that extends an earlier call of the run only what is new is
    * sent, with `base_call_id`.
    */
   llmCall(call: Call): string {
     const call_id = call?.call_id ?? uuid7();
-    const copy = this.trajectory.recorder.copied({ ...call, ...replyFields(call?.response), call_id }, "a model call");
-    if (copy) {
-      const whole = copy as wire.LlmCall;
-      this.#add(whole.base_call_id ? whole : this.trajectory.extending(whole));
+    const odd = NUMBERS.find((name) => typeof call?.[name] === "number" && !Number.isFinite(call[name]));
+    if (odd) {
+      this.trajectory.recorder.refuse(`a model call was not recorded: ${odd} must be a finite number`);
+      return call_id;
     }
-    return call_id;
+    const copy = this.trajectory.recorder.copied({ ...call, ...replyFields(call?.response), call_id }, "a model call");
+    if (!copy) return call_id;
+    const whole = copy as wire.LlmCall;
+    if (call?.call_id !== undefined) whole.call_id = this.trajectory.callId(whole);
+    this.#add(whole.base_call_id ? whole : this.trajectory.extending(whole));
+    return whole.call_id;
   }
 
   /** A call that the gateway recorded, by its id: the reply's own, or the header X-Ratchet-Call-Id. */
@@ -228,11 +245,13 @@ export class Step {
 
   /** What the agent did and what came of it; a second one in a step replaces the first. */
   action(type: string, more: Omit<wire.Action, "type"> = {}): void {
+    this.#late("an action");
     this.#action = this.trajectory.recorder.copied({ ...more, type }, "an action") ?? this.#action;
   }
 
   /** The agent's own opinion of the step: kept, and never what is trained on. */
   reward(value: number): void {
+    this.#late("a reward");
     if (Number.isFinite(value)) this.#reward = value;
     else this.trajectory.recorder.refuse("a reward was not recorded: it must be a finite number");
   }
@@ -252,6 +271,10 @@ export class Step {
     });
   }
 
+  #late(what: string): void {
+    if (this.#ended) this.trajectory.recorder.refuse(`${what} was not recorded: its step is recorded already`);
+  }
+
   #add(call: wire.LlmCall): void {
     if (this.#ended) this.trajectory.emit({ kind: "llm_call", step: this.number, call });
     else this.#calls.push(call);
@@ -259,33 +282,3 @@ export class Step {
 }
 
 const CONVERSATIONS = 4; // of a run, that its next call may extend
-
-/** What a call's record holds: its prompt and its reply. `lost`: how many events were lost until then. */
-interface Conversation {
-  call_id: string;
-  messages: Message[];
-  lost: number;
-}
-
-function begins(known: Conversation, messages: Message[]): boolean {
-  return (
-    known.messages.length < messages.length &&
-    known.messages.every((message, n) => isDeepStrictEqual(bare(message), bare(messages[n]!)))
-  );
-}
-
-function bare(message: Message): Json {
-  return Object.fromEntries(Object.entries(message).filter(([, value]) => value !== null));
-}
-
-/** What a reply says about its call: the choice, and of a whole completion also model, usage and token ids. */
-function replyFields(response: Call["response"]): Partial<wire.LlmCall> {
-  if (response === undefined) return {};
-  if (typeof response === "string") {
-    return { response: { finish_reason: "stop", message: { role: "assistant", content: response } } };
-  }
-  const { choices, model, usage, prompt_token_ids } = response as Json;
-  if (!Array.isArray(choices)) return { response: response as Json };
-  const said = { response: choices[0], model_version: model, usage, prompt_token_ids };
-  return Object.fromEntries(Object.entries(said).filter(([, value]) => value != null));
-}

@@ -1,8 +1,10 @@
 /**
  * Secrets taken out of events before they leave. What stands in the place of a secret says what kind it was; ids, times and
- * structure stay, so that an event keeps its place in its run. The rules are those of the Python SDK, and one test holds
+ * structure stay, so that an event keeps its place in its run, and a number in a field of ids is no card's. The rules are those of the Python SDK, and one test holds
  * both to the same samples. This is a net with a mesh, not a proof: give `Recorder` a function for what is yours alone.
  */
+
+import { toldApart } from "./values.js";
 
 export type Redactor = (text: string) => string;
 
@@ -12,6 +14,9 @@ type Json = { [name: string]: unknown };
 const KEPT = ["schema", "event_id", "kind", "policy", "trajectory_id", "started_at", "occurred_at"];
 const KEPT_OF_CALLS = ["call_id", "base_call_id"];
 const CALLS = ["call", "llm_calls"];
+
+/** The name of a field of ids: `id`, `tool_call_id`, `order_ids`, `orderId`. */
+const IDS = /(?:^|[_-])(?:id|Id|ID)s?$|[a-z0-9]I[dD]s?$/;
 
 /** In the name of what holds a password or the like. */
 const TELLING = /api[_-]?key|secret|passw|(?:access|auth|refresh)[_-]?token/i;
@@ -51,8 +56,13 @@ const TOUCHED_RUNS = 10_000;
 
 /** `text` with keys, tokens, passwords, e-mail addresses and card numbers replaced by `[kind]`. */
 export function secrets(text: string): string {
+  return inIds(text).replace(CARD, card);
+}
+
+/** As `secrets`, but for card numbers: one id in ten of that length passes for one. */
+function inIds(text: string): string {
   for (const [kind, expression] of KINDS) text = text.replace(expression, `[${kind}]`);
-  return withoutAddresses(text).replace(CARD, card);
+  return withoutAddresses(text);
 }
 
 /** From each @ with a domain backwards: an expression would try every place where an address could begin. */
@@ -84,7 +94,7 @@ function card(match: string, _joint: string | undefined, start: number, text: st
  * One agent's events, in their order, each text in them passed through a redactor; names of fields are texts too.
  *
  * Tokens spell a text out once more, and a prompt's tokens those of all calls before it: from the first call of a run in
- * which something was replaced, its calls lose their token ids and logprobs.
+ * which something was replaced, its calls lose their token ids and logprobs, and say so (`tokens_redacted`).
  */
 export class Redaction {
   readonly #redactor: Redactor | undefined;
@@ -100,7 +110,10 @@ export class Redaction {
     if (redactor === undefined) return json;
     const event = JSON.parse(json) as Json;
     const clean = Object.fromEntries(
-      Object.entries(event).map(([name, value]) => [name, KEPT.includes(name) ? value : walk(value, redactor, name)]),
+      Object.entries(event).map(([name, value]) => [
+        name,
+        KEPT.includes(name) ? value : walk(value, redactorOf(name, value, redactor), name),
+      ]),
     );
     const calls = callsOf(clean);
     if (JSON.stringify(calls) !== JSON.stringify(callsOf(event))) this.#touch(event.trajectory_id);
@@ -124,12 +137,15 @@ function callsOf(event: Json): Json[] {
 }
 
 function withoutTokens(call: Json): void {
-  delete call.prompt_token_ids;
   const others = Array.isArray(call.other_choices) ? call.other_choices : [];
-  for (const choice of [call.response, ...others].filter(isObject)) {
+  const choices = [call.response, ...others].filter(isObject);
+  const tokens = [call.prompt_token_ids, ...choices.flatMap((choice) => [choice.token_ids, choice.logprobs])];
+  delete call.prompt_token_ids;
+  for (const choice of choices) {
     delete choice.token_ids;
     delete choice.logprobs;
   }
+  if (tokens.some((token) => token != null)) call.tokens_redacted = true;
 }
 
 /** `top`: the event's own field that this is. */
@@ -142,12 +158,19 @@ function walk(value: unknown, redactor: Redactor, top = ""): unknown {
     redactor(name),
     kept.includes(name) ? inner : named(name, inner, redactor),
   ]);
-  return Object.fromEntries(fields);
+  return toldApart(fields);
+}
+
+/** What looks at the texts of a field: where they are ids, not for card numbers. */
+function redactorOf(name: string, value: unknown, redactor: Redactor): Redactor {
+  const texts = Array.isArray(value) ? value : [value];
+  const areIds = redactor === secrets && IDS.test(name) && texts.every((text) => typeof text === "string");
+  return areIds ? inIds : redactor;
 }
 
 /** A field's value. `{"password": "..."}` is one secret in two texts, of which neither shows it alone. */
 function named(name: string, value: unknown, redactor: Redactor): unknown {
-  const clean = walk(value, redactor);
+  const clean = walk(value, redactorOf(name, value, redactor));
   if (redactor !== secrets || typeof value !== "string" || clean !== value || !TELLING.test(name)) return clean;
   const together = `${name}=${value}`;
   return secrets(together) === together ? value : "[password]";

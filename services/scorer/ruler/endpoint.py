@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import re
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -23,6 +24,9 @@ from shared.telemetry import logger
 
 # What a server says to a form of answer that it does not know. A wrong model or key is told otherwise, or in each form.
 FORM_REFUSED = (400, 415, 422, 501)
+FILTER = "content_filter"  # how OpenAI ends an answer that its filter stopped
+# How endpoints refuse a question for the same: OpenAI's content_policy_violation, Azure's content_filter and words.
+FILTERED = re.compile(r"content[ _-](filter|policy|management)|ResponsibleAI", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,7 @@ class AskError(Exception):
 
 class _Message(BaseModel):
     content: str | None = None
+    refusal: Any = None
 
 
 class _Choice(BaseModel):
@@ -104,7 +109,7 @@ class Endpoint:
                 if error.status_code in FORM_REFUSED and not self.stream and "stream" in error.response.text:
                     self.stream = True
                     return await self(question)
-                if error.status_code in FORM_REFUSED and form + 1 < len(forms):
+                if error.status_code in FORM_REFUSED and form + 1 < len(forms) and not _filtered(error):
                     continue
                 raise _refused(error) from error
             if form > self.form:
@@ -129,8 +134,9 @@ class Endpoint:
                 response = await self.client.post("/chat/completions", cast_to=httpx.Response, body=body)
                 return _answer(response)
         except (TimeoutError, openai.APITimeoutError) as error:
-            if isinstance(error.__cause__, httpx.ConnectTimeout):  # what aiohttp's transport calls a refusal, too
-                raise _unreached(error.__cause__) from error
+            # What aiohttp's transport calls a refusal, too. Of httpx, or from openai 3 on of httpx2.
+            if error.__cause__ is not None and type(error.__cause__).__name__ == "ConnectTimeout":
+                raise _unreached(error) from error
             raise AskError(f"the judge did not answer within {self.settings.judge_timeout_s:g} s", "timeout") from error
         except openai.APIStatusError:
             raise
@@ -152,7 +158,15 @@ def _unreached(error: Exception) -> AskError:
     return AskError(words, "unreachable", usage=Usage(0, 0))
 
 
+def _filtered(error: openai.APIStatusError) -> bool:
+    """Whether the endpoint refused the question for what stands in it: no form of answer would change that."""
+    return error.status_code in (400, 403, 422) and FILTERED.search(error.response.text[:1000]) is not None
+
+
 def _refused(error: openai.APIStatusError) -> AskError:
+    if _filtered(error):
+        words = f"the content filter of the judge's endpoint refused the question ({error.status_code})"
+        return AskError(words, "filtered", again=False, usage=Usage(0, 0))
     again = error.status_code in (408, 409, 425, 429) or error.status_code >= 500
     words = f"the judge's endpoint answered {error.status_code}"
     after_s = retry_after_s(error.response.headers.get("retry-after", ""), datetime.now(UTC))
@@ -170,6 +184,10 @@ def _answer(response: httpx.Response) -> Answer:
     told = completion.usage or _Usage()
     usage = Usage(told.prompt_tokens, told.completion_tokens)
     choice = completion.choices[0] if completion.choices else None
+    if choice is not None and choice.finish_reason == FILTER:
+        raise AskError("the content filter of the judge's endpoint cut its answer off", "filtered", usage=usage)
+    if choice is not None and choice.message.content is None and choice.message.refusal:
+        raise AskError("the judge's model refused to answer", "filtered", usage=usage)
     if choice is None or choice.message.content is None:
         raise AskError("the judge's answer has no content", "unreadable", usage=usage)
     if choice.finish_reason == "length":
