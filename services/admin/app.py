@@ -7,7 +7,7 @@ from services.admin.handlers import application
 from services.admin.keys import KeyBucket
 from services.admin.settings import AdminSettings
 from services.admin.store import Credentials, Store
-from services.admin.waiting import MEASURE_S
+from services.admin.waiting import MEASURE_S, Waiting
 from services.admin.watch import LOOK_S, Watch
 from shared import database
 from shared.bus import Bus
@@ -42,7 +42,8 @@ async def main() -> None:
         database.pool(url, pool_size=1, application=f"ratchet-{NAME}-credentials") as writing,
     ):
         bus = Bus(settings.nats_url, name=NAME)
-        credentials, watch, store = Credentials(writing), Watch(bus), Store(pool)
+        store, credentials = Store(pool), Credentials(writing)
+        watch, waiting = Watch(bus), Waiting(store)
         subscribe(bus, credentials)
         subscribe_watch(bus, watch)
         await serve(
