@@ -70,6 +70,11 @@ def test_the_command_line_writes_no_table(room: str) -> None:
             assert not set(WRITE.findall(text)) & TABLES, f"{path.name} writes: {text[:80]}"
 
 
+def test_benchmarks_need_no_command_line() -> None:
+    using = [path.name for path in python_files(ROOT / "bench") if re.search(r"services\.cli\b", path.read_text())]
+    assert using == []
+
+
 def test_shared_holds_what_two_services_use() -> None:
     """A module of ``shared`` is imported by two services at the least, directly or through another of ``shared``."""
     modules = {path.stem: path for path in (ROOT / "shared").glob("*.py") if path.stem != "__init__"}

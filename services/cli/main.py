@@ -16,6 +16,7 @@ import typer
 
 from services.cli import (
     admitting,
+    batches,
     change,
     dead,
     doctor,
@@ -72,6 +73,7 @@ app.command()(launch.migrate)
 app.command()(observe.status)
 app.command()(observe.windows)
 app.command()(runs.runs)
+app.command()(batches.batches)
 app.command()(observe.trajectory)
 app.command()(observe.models)
 app.add_typer(one_window, name="window")

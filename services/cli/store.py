@@ -70,6 +70,16 @@ async def runs(
     return [dict(row) for row in rows]
 
 
+async def batches(pool: Pool, policy: str | None, limit: int) -> list[Row]:
+    """The newest batches, each with why it failed and, by reason, how many of its runs were left out."""
+    rows = await pool.fetch(
+        "select * from batch_overview where $1::text is null or policy = $1 order by created_at desc limit $2",
+        policy,
+        limit,
+    )
+    return [dict(row) for row in rows]
+
+
 async def server(pool: Pool) -> Row:
     """What the server says of itself."""
     row = await pool.fetchrow(

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from services.cli import observe
+from services.cli import batches, observe
 from shared.bus import Bus
 from shared.database import Pool
 from tests.admin import world
@@ -180,6 +180,23 @@ async def test_runs_are_listed_newest_first(ratchet: Ratchet, pool: Pool) -> Non
     assert "run-2" in said.out
     assert "scored" in said.out
     assert "--status 'gone' is not known" in (await ratchet("runs", "--status", "gone")).err
+
+
+async def test_a_failed_batch_says_why(ratchet: Ratchet, pool: Pool) -> None:
+    await world.build(pool)
+    await pool.execute("update batches set failure = 'a token over the vocabulary'")
+    await pool.execute("update batch_trajectories set trained = false, left_out = 'its tokens are of no version'")
+    [batch] = (await ratchet("batches", "--json")).json
+    assert batch["failure"] == "a token over the vocabulary"
+    assert list(batch["left_out"]) == ["its tokens are of no version"]
+    assert "a token over the vocabulary" in (await ratchet("batches")).out
+    assert (await ratchet("batches", "--policy", "other", "--json")).json == []
+
+
+def test_reasons_of_a_batch() -> None:
+    row = {"failure": "it broke", "left_out": {"rare": 1, "common": 3}}
+    assert batches.reasons(row) == "it broke; 3 runs: common; 1 runs: rare"
+    assert batches.reasons({"failure": None, "left_out": {}}) == ""
 
 
 async def test_agents_and_their_keys(ratchet: Ratchet, pool: Pool, environment: pytest.MonkeyPatch) -> None:
