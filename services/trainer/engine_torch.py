@@ -172,7 +172,7 @@ class _Training:
     def _without_culprits(self, step: int, chosen: Sequence[RunKey], before: Sequence[RunKey]) -> list[RunKey]:
         """The runs of a step that is not finite that are so each alone; the others are left out for good.
 
-        Raises GiveUpError where no run is to blame: together they are too much, or what was fine a step ago no longer is.
+        Raises GiveUpError where no run is to blame: together they are too much, or what was fine before no longer is.
         """
         fine = [key for key in chosen if _finite(self._gradient([key]))]
         if fine == list(chosen) or (not fine and before and not _finite(self._gradient(before))):

@@ -12,14 +12,13 @@ from typing import Any
 
 import pytest
 from pydantic import SecretStr
+from ratchet_sdk.events import LlmCall
 
 from services.local.embedded import NatsServer
 from services.trainer.app import Parts, wire
 from services.trainer.engine_torch import TorchEngine
 from services.trainer.settings import TrainerSettings
 from services.trainer.training import Engine, Job, Progress, Trained
-from ratchet_sdk.events import LlmCall
-
 from shared import subjects, trajectories
 from shared.artifacts import Artifact, DirectoryStore
 from shared.bus import Bus
@@ -386,7 +385,7 @@ async def test_one_run_or_policy_that_cannot_be_read_stops_no_other(rig: Rig) ->
     for one, logprobs in zip(odd, ([1], "x", {"content": [{"logprob": 10**400}]}, 7), strict=True):
         assert one.response is not None
         one.response["logprobs"] = logprobs
-    await rig.world.group("odd", [([one], float(n)) for n, one in enumerate(odd)])
+    await rig.world.group("odd", [([one], n / 3) for n, one in enumerate(odd)])
     await rig.pool.execute("update bodies set body = 'nonsense' where trajectory_id = 'g2-1'")
     other = World(rig.pool, "another")
     await rig.bus.command("trainer", "register_base", {"policy": "another", "artifact_sha256": rig.artifact.sha256})
