@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
+from functools import partial
 
 import pytest
 
 from examples.judge.reading import obeys
 from examples.judge.standin import StandIn, plain, stand_in
-from services.scorer.handlers import subscribe, subscribe_prober
+from services.scorer.handlers import subscribe, subscribe_judge, subscribe_prober
 from services.scorer.probes.probing import Prober, planted
+from services.scorer.ruler.reaching import judge_told
+from services.scorer.settings import ScorerSettings
 from shared.bus import Bus
 from shared.database import Pool
 from tests.cli.conftest import Ratchet
@@ -39,6 +42,7 @@ async def scorer(bus: Bus, pool: Pool, endpoint: StandIn) -> AsyncIterator[Probe
     async with replica(pool, endpoint) as (service, prober):
         subscribe(bus, service)
         subscribe_prober(bus, prober)
+        subscribe_judge(bus, partial(judge_told, ScorerSettings()))
         await bus.broker.start()
         yield prober
 
@@ -49,8 +53,8 @@ async def test_without_a_scorer_there_is_nobody_to_probe(ratchet: Ratchet, bus: 
     assert "no scorer is running" in said.err
     said = await ratchet("judge")
     assert (said.code, "no judge was probed yet" in said.out) == (0, True)
-    found = [row for row in (await ratchet("doctor", "--json")).json if row["part"] == "judge's probe"]
-    assert [row["verdict"] for row in found] == ["warn"]
+    found = [row for row in (await ratchet("doctor", "--json")).json if row["part"] == "judge"]
+    assert [(row["verdict"], row["mend"]) for row in found] == [("warn", "start the scorer: `ratchet run scorer`")]
 
 
 async def test_a_judge_that_passes(ratchet: Ratchet, scorer: Prober) -> None:
