@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from nats.js import api
+from pydantic import BaseModel
 
 from services.scorer.handlers import subscribe_judge
 from services.terminal import session
@@ -16,6 +17,10 @@ from shared.bus import Bus
 from shared.database import Pool
 from tests.admin import world
 from tests.cli.conftest import Ratchet, Said
+
+
+class AnyRequest(BaseModel):
+    policy: str
 
 
 def verdicts(said: Said) -> dict[str, str]:
@@ -46,6 +51,7 @@ async def test_a_new_installation_has_nothing_broken(ratchet: Ratchet, bus: Bus)
         "data quality": "warn",
         "waits": "ok",
         "groups": "ok",
+        "training": "warn",
     }
     assert "It works; what says warn wants a look." in (await ratchet("doctor")).out
 
@@ -163,3 +169,37 @@ async def test_a_wait_that_outlived_its_end_fails(ratchet: Ratchet, bus: Bus, po
     [wait] = (await ratchet("status", "--json")).json["waits"]
     assert (wait["what"], wait["overdue"]) == ("window w", True)
     assert "window w" in (await ratchet("status")).out
+
+
+@pytest.mark.usefixtures("servers")
+async def test_training_is_spoken_of(ratchet: Ratchet, bus: Bus, pool: Pool) -> None:
+    """A policy whose runs carry nothing is warned of with what changes that; one whose newest batches fail, fails."""
+    await world.build(pool)
+    told: dict[str, Any] = {"ready": False, "missing": ["grpo: 0 of 8 groups"], "groups": 1, "trajectories": 3}
+    told |= {"carried": {"exact": 1}, "left_out": {"it is 3 versions away from v3, over max_lag 1": 2}}
+
+    async def readiness(_: AnyRequest) -> dict[str, Any]:
+        return told
+
+    async def found() -> dict[str, Any]:
+        [row] = [row for row in (await ratchet("doctor", "--json")).json if row["part"] == "training"]
+        return dict(row)
+
+    away = await found()
+    assert (away["verdict"], away["detail"][:29]) == ("warn", "default: no trainer is runnin")
+    bus.on_command("trainer", "readiness", AnyRequest, readiness)
+    await bus.broker.start()
+    nothing = await found()
+    assert nothing["verdict"] == "warn"
+    assert "2 runs left out: it is 3 versions away from v3, over max_lag 1 (2)" in nothing["detail"]
+    assert "RATCHET_MAX_LAG" in nothing["mend"]
+    told["left_out"] = {}
+    assert (await found())["verdict"] == "ok"
+    told["missing"] = ["grpo: 1 of 2 agents"]
+    assert (await found())["mend"] == "RATCHET_MIN_AGENTS"
+    told |= {"ready": True, "missing": []}
+    assert (await found())["verdict"] == "ok"
+
+    await pool.execute("update batches set state = 'failed', failure = 'out of memory', finished_at = now()")
+    broken = await found()
+    assert (broken["verdict"], broken["detail"]) == ("fail", "default: b1 failed: out of memory")
