@@ -16,10 +16,10 @@ MENDS = {
     "max_lag": "RATCHET_MAX_LAG, or a shorter RATCHET_WINDOW_S: versions come faster than runs are judged",
     "reward of record": "RATCHET_IMITATION_MIN_REWARD, or publish the reward of each run",
     "start alike": "give runs of one task the same scenario_id and the same first prompt",
-    "token ids": "let the gateway call a server that gives token ids: RATCHET_UPSTREAM_BASE_URL",
+    "token ids": "let the gateway call a server that gives token ids: RATCHET_INFERENCE_URL",
     "did not see": "route the agents through the gateway, or set RATCHET_TRUST_AGENT_TOKENS",
     "sampled with": "send the sampling that the reason names",
-    " agents": "RATCHET_MIN_AGENTS",
+    "not read yet": "look again in a moment: the trainer is reading them",
 }
 
 
@@ -55,9 +55,11 @@ def verdict(told: dict[str, Any], failure: store.Row | None) -> Finding:
     said = "; ".join([have, *told.get("missing", []), *([why] if why else [])])
     few = any(missing.endswith(" agents") for missing in told.get("missing", []))
     if few or sum(told.get("left_out", {}).values()) > sum(told.get("carried", {}).values()):
-        return Finding("training", "warn", said, mend_of(said))
+        return Finding("training", "warn", said, "RATCHET_MIN_AGENTS" if few else mend_of(why or ""))
     return Finding("training", "ok", said)
 
 
-def mend_of(said: str) -> str:
-    return next((mend for word, mend in MENDS.items() if word in said), "change what the reason says")
+def mend_of(why: str) -> str:
+    """What changes the reason that comes first, the commonest."""
+    first = min((word for word in MENDS if word in why), key=why.index, default=None)
+    return MENDS[first] if first else "change what the reason says"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ import pytest
 from nats.js import api
 from pydantic import BaseModel
 
+from services.cli import training_checks
+from services.cli.checks import settings_classes
 from services.scorer.handlers import subscribe_judge
 from services.terminal import session
 from shared.artifacts import DirectoryStore
@@ -193,6 +196,8 @@ async def test_training_is_spoken_of(ratchet: Ratchet, bus: Bus, pool: Pool) -> 
     assert nothing["verdict"] == "warn"
     assert "2 runs left out: it is 3 versions away from v3, over max_lag 1 (2)" in nothing["detail"]
     assert "RATCHET_MAX_LAG" in nothing["mend"]
+    told["left_out"] = {"it has no reward of record": 1, "sampled with top_k 5: leave it out": 2}
+    assert "the sampling that the reason names" in (await found())["mend"]
     told["left_out"] = {}
     assert (await found())["verdict"] == "ok"
     told["missing"] = ["grpo: 1 of 2 agents"]
@@ -203,3 +208,8 @@ async def test_training_is_spoken_of(ratchet: Ratchet, bus: Bus, pool: Pool) -> 
     await pool.execute("update batches set state = 'failed', failure = 'out of memory', finished_at = now()")
     broken = await found()
     assert (broken["verdict"], broken["detail"]) == ("fail", "default: b1 failed: out of memory")
+
+
+def test_the_settings_that_would_change_training_are_there() -> None:
+    named = set(re.findall(r"RATCHET_[A-Z_]+", " ".join(training_checks.MENDS.values())))
+    assert named <= {f"RATCHET_{name.upper()}" for kind in settings_classes().values() for name in kind.model_fields}

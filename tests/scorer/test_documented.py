@@ -7,6 +7,8 @@ import re
 from typing import Any
 
 from docs.generate import HERE
+from services.outcome_tracker.service import Facts
+from services.outcome_tracker.store import OutcomeStore
 from services.recorder.handlers import subscribe
 from services.recorder.service import Recording
 from services.recorder.settings import RecorderSettings
@@ -17,7 +19,9 @@ from services.recorder.windows import Closing
 from shared import subjects
 from shared.bus import Bus
 from shared.database import Pool
+from shared.delivery import Ack
 from shared.streams import ack_floor
+from tests.outcome_tracker.world import deliveries
 from tests.scorer.test_service import Kept, Scripted, scorer
 
 WINDOW_ID = "2026-11-20T10:00"
@@ -32,6 +36,15 @@ def examples(part: str) -> list[dict[str, Any]]:
 def test_each_event_has_an_id_of_its_own() -> None:
     events = [*examples("From an agent"), *examples("From the world")]
     assert len({event["event_id"] for event in events}) == len(events) == 9
+
+
+async def test_the_documented_facts_are_stored_and_reward_the_run(pool: Pool) -> None:
+    facts = [json.dumps(fact).encode() for fact in examples("From the world")]
+    assert await Facts(OutcomeStore(pool)).take_in(deliveries(*facts)) == [Ack()] * 5
+    assert await pool.fetchval("select count(*) from outcomes") == 5
+    row = await pool.fetchrow("select agent_id, trajectory_id, reward from rewards")
+    assert row is not None
+    assert tuple(row) == ("ada", "t-81f2", 0.62)
 
 
 async def test_the_documented_run_is_stored_whole_and_judged(pool: Pool, bus: Bus) -> None:
