@@ -46,10 +46,16 @@ OWNERS = {
 }
 
 _RUN = {"trajectory_id": "t-81f2", "started_at": "2026-11-20T10:04:11.250Z"}
-_HEAD = {"schema": 1, "event_id": "019aa0c4-1f00-7000-8000-0123456789ab"}
+
+
+def _head(number: int) -> dict[str, Any]:
+    """Each example has an id of its own: under one id a broker and the recorder keep the first alone."""
+    return {"schema": 1, "event_id": f"01a1f869-e272-7000-8000-0123456789{number:02x}"}
+
+
 EXAMPLES: dict[str, dict[str, Any]] = {
     "trajectory.started": {
-        **_HEAD,
+        **_head(0),
         "kind": "trajectory.started",
         "policy": "traders",
         **_RUN,
@@ -59,7 +65,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
         "expects": ["reward", "price:ACME"],
     },
     "step": {
-        **_HEAD,
+        **_head(1),
         "kind": "step",
         "policy": "traders",
         **_RUN,
@@ -70,7 +76,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
         "action": {"type": "buy", "parameters": {"symbol": "ACME", "quantity": 2}, "success": True},
     },
     "llm_call": {
-        **_HEAD,
+        **_head(2),
         "kind": "llm_call",
         "policy": "traders",
         **_RUN,
@@ -93,7 +99,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
         },
     },
     "trajectory.ended": {
-        **_HEAD,
+        **_head(3),
         "kind": "trajectory.ended",
         "policy": "traders",
         **_RUN,
@@ -103,31 +109,31 @@ EXAMPLES: dict[str, dict[str, Any]] = {
         "final": {"balance": 791.6},
     },
     "price": {
-        **_HEAD,
+        **_head(4),
         "kind": "price",
         "occurred_at": "2026-11-20T10:05:00Z",
         "price": {"symbol": "ACME", "price": 105.1, "volume": 3200, "news": "ACME wins a contract"},
     },
     "resolution": {
-        **_HEAD,
+        **_head(5),
         "kind": "resolution",
         "occurred_at": "2026-11-20T11:00:00Z",
         "resolution": {"market_id": "m-7", "question": "Does ACME close above 105?", "outcome": "yes"},
     },
     "metric": {
-        **_HEAD,
+        **_head(6),
         "kind": "metric",
         "occurred_at": "2026-11-20T11:00:00Z",
         "metric": {"name": "index", "value": 1021.4},
     },
     "trajectory": {
-        **_HEAD,
+        **_head(7),
         "kind": "trajectory",
         "occurred_at": "2026-11-20T11:00:02Z",
         "trajectory": {"agent_id": "ada", "trajectory_id": "t-81f2", "name": "reward", "value": 0.62},
     },
     "knowledge": {
-        **_HEAD,
+        **_head(8),
         "kind": "knowledge",
         "occurred_at": "2026-11-20T11:00:02Z",
         "knowledge": {"window_id": "2026-11-20T10:00", "data": {"drift": {"ACME": 0.4}}},

@@ -35,6 +35,8 @@ def train(
         "lookback_windows": lookback,
     }
     reply = _command("trainer", "train", wanted)
+    if reply.get("batch_id") is None:
+        reply |= _left_out(policy)
     _say(reply, as_json)
     if reply.get("batch_id") is None:  # nothing was claimed, and the reply says what is missing
         raise typer.Exit(1)
@@ -132,6 +134,19 @@ def _register(settings: CliSettings, directory: Path, policy: str, note: str) ->
     return {"policy": policy, **reply, "artifact_sha256": artifact.sha256, "size_bytes": artifact.size_bytes}
 
 
+def _left_out(policy: str) -> dict[str, Any]:
+    """``left_out``, reason -> runs: what of the judged runs carries nothing; empty where the trainer has none."""
+    from services.admin import service
+    from services.terminal import session
+
+    async def ask() -> dict[str, Any]:
+        async with session.bus(session.settings()) as bus:
+            return await service.readiness(bus, policy)
+
+    counts = session.run(ask()).get("left_out")
+    return {"left_out": counts} if counts else {}
+
+
 def _settings() -> CliSettings:
     from services.terminal import session
 
@@ -155,5 +170,11 @@ def _say(reply: dict[str, Any], as_json: bool) -> None:
         print_json(reply)
         return
     for key, value in reply.items():
-        words = "; ".join(map(str, value)) if isinstance(value, list) else shown(value)
+        match value:
+            case list():
+                words = "; ".join(map(str, value))
+            case {}:
+                words = "; ".join(f"{name} ({shown(of)})" for name, of in value.items())
+            case _:
+                words = shown(value)
         typer.echo(printable(f"{key.replace('_', ' ')}: {words}"))

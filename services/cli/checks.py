@@ -46,7 +46,7 @@ class Finding:
 
 async def examine() -> list[Finding]:
     """Everything, in the order in which one would mend it."""
-    from services.cli import gateway_checks, group_checks, judge_checks, loop_checks
+    from services.cli import gateway_checks, group_checks, judge_checks, loop_checks, training_checks
 
     found = configuration()
     running = {"unknown": "the broker is away"}
@@ -58,14 +58,15 @@ async def examine() -> list[Finding]:
         if bus is not None:
             found += [server(bus), *await streams(bus), *await loop_checks.presence(bus)]
             running = await judge_checks.running(bus)
-    found += artifacts_directory(settings)
-    async with _database(settings, found) as pool:
-        if pool is not None:
-            found += await database(pool)
-            if not any(f.part == "migrations" and f.verdict == "fail" for f in found):
-                found += [*await artifacts(pool, settings), await quality(pool), await group_checks.groups(pool)]
-                found += [*await gateway_checks.gateway(pool), *await loop_checks.waits(pool), *await set_aside(pool)]
-                found += await judge_checks.probes(pool, running)
+        found += artifacts_directory(settings)
+        async with _database(settings, found) as pool:
+            if pool is not None:
+                found += await database(pool)
+                if not any(f.part == "migrations" and f.verdict == "fail" for f in found):
+                    found += [*await artifacts(pool, settings), await quality(pool), await group_checks.groups(pool)]
+                    found += [*await gateway_checks.gateway(pool), *await loop_checks.waits(pool)]
+                    found += [*await set_aside(pool), *await judge_checks.probes(pool, running)]
+                    found += await training_checks.policies(bus, pool)
     return [*found, judge_checks.judge(running)]
 
 

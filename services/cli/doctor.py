@@ -10,7 +10,7 @@ STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 
 
 def doctor(as_json: AsJson = False) -> None:
-    """Look at configuration, broker, streams, consumers, database, migrations, artifacts, judge and data quality."""
+    """Look at configuration, broker, streams, consumers, database, artifacts, judge, training, data quality."""
     from dataclasses import asdict
 
     from services.cli import checks

@@ -104,7 +104,7 @@ def windows(
     until: Annotated[str | None, typer.Option("--to", help="That start before this time, UTC.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Windows with what is in them; then whether training is ready and what is missing."""
+    """Windows with what is in them; then what failed, whether training is ready, and what is missing."""
     from services.terminal import session
 
     found = session.run(_windows(policy, limit, idle, instant("--from", since), instant("--to", until)))
@@ -145,6 +145,8 @@ async def _windows(
     from services.admin import service
     from services.admin.domain import lonely, notes, phase
     from services.admin.store import Store
+    from services.cli import training
+    from services.cli.store import failed_batches
     from services.terminal import session
 
     settings = session.settings()
@@ -154,14 +156,17 @@ async def _windows(
         policies = [policy] if policy else await store.policies()
         try:
             async with session.bus(settings) as bus:
-                readiness = [await service.readiness(bus, name) for name in policies]
+                told = [await service.readiness(bus, name) for name in policies]
         except RatchetError as error:
-            readiness = [service.unknown_readiness(name, error) for name in policies]
-    told = [f"{row['window_id']}: {'; '.join(said)}" for row in rows if (said := notes(row))]
+            told = [service.unknown_readiness(name, error) for name in policies]
+        readiness = [await training.with_reasons(pool, one) for one in told]
+        failures = await failed_batches(pool, policy)
+    of_windows = [f"{row['window_id']}: {'; '.join(said)}" for row in rows if (said := notes(row))]
     return {
         "windows": [{**row, "phase": phase(row)} for row in rows],
-        "notes": [*told, *filter(None, [lonely(rows)])],
+        "notes": [*of_windows, *filter(None, [lonely(rows)]), *training.notes(readiness, failures)],
         "readiness": readiness,
+        "failed_batches": failures,
     }
 
 

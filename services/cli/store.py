@@ -80,6 +80,34 @@ async def batches(pool: Pool, policy: str | None, limit: int) -> list[Row]:
     return [dict(row) for row in rows]
 
 
+async def failed_batches(pool: Pool, policy: str | None) -> list[Row]:
+    """The newest failed batch of each policy; ``in_a_row`` counts those that failed since one was trained."""
+    rows = await pool.fetch(
+        """select distinct on (b.policy) b.policy, b.batch_id, b.failure, b.at, b.left_out,
+                  (count(*) filter (where b.at > coalesce(t.at, '-infinity')) over (partition by b.policy))::int
+                    as in_a_row
+             from (select *, coalesce(finished_at, created_at) as at from batch_overview where state = 'failed') b
+             left join (select policy, max(finished_at) as at from batches where state = 'trained' group by policy) t
+                    using (policy)
+            where $1::text is null or b.policy = $1
+            order by b.policy, b.at desc, b.batch_id desc""",
+        policy,
+    )
+    return [dict(row) for row in rows]
+
+
+async def carry_nothing(pool: Pool, policy: str) -> dict[str, int]:
+    """Reason -> judged runs of the newest windows that nothing can be trained on, as the trainer read them."""
+    rows = await pool.fetch(
+        """select reason, sum(nothing)::int as runs from window_readings
+            where policy = $1 and nothing > 0
+              and window_id in (select window_id from windows order by starts_at desc limit 50)
+            group by reason""",
+        policy,
+    )
+    return {row["reason"]: row["runs"] for row in rows}
+
+
 async def server(pool: Pool) -> Row:
     """What the server says of itself."""
     row = await pool.fetchrow(

@@ -184,7 +184,7 @@ class Batches:
             runs=sum(entry.left_out is None for entry in entries),
             left_out=sum(entry.left_out is not None for entry in entries),
         )
-        return (None, ("none of the runs can be trained on",)) if isinstance(found, Empty) else (batch_id, ())
+        return (None, tuple(_missing(found))) if isinstance(found, Empty) else (batch_id, ())
 
     async def readiness(self, policy: str) -> Readiness:
         """What the next batch would be made of, and what is missing for it; no run's body is read."""
@@ -273,7 +273,8 @@ def _missing(found: Plan) -> list[str]:
     match found:
         case Wait(reasons):
             return list(reasons)
-        case Empty():
-            return ["none of the runs can be trained on"]
+        case Empty(entries):
+            counts = Counts(entry.left_out for entry in entries).most_common(3)
+            return [f"none of the runs can be trained on: {'; '.join(f'{why} ({n})' for why, n in counts)}"]
         case Ready():
             return []

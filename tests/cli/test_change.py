@@ -40,6 +40,10 @@ async def answering(bus: Bus, service: str, verb: str, reply: dict[str, Any] | s
     return arrived
 
 
+async def _soon(reply: dict[str, Any]) -> dict[str, Any]:
+    return reply
+
+
 async def test_train(ratchet: Ratchet, bus: Bus) -> None:
     arrived = await answering(bus, "trainer", "train", {"batch_id": "b7"})
     said = await ratchet(
@@ -55,6 +59,18 @@ async def test_train_that_finds_too_little_says_what_is_missing(ratchet: Ratchet
     await answering(bus, "trainer", "train", {"batch_id": None, "why_not": ["3 of 8 groups", "1 of 2 agents"]})
     said = await ratchet("train")
     assert (said.code, said.out) == (1, "batch id: -\nwhy not: 3 of 8 groups; 1 of 2 agents\n")
+
+
+async def test_train_that_makes_no_batch_says_why_runs_carry_nothing(ratchet: Ratchet, bus: Bus) -> None:
+    left_out = {"no tokens": 3, "it has no reward of record": 1}
+    ready = {"ready": False, "missing": ["grpo: 0 of 8 groups"], "left_out": left_out}
+    bus.on_command("trainer", "readiness", Anything, lambda _: _soon(ready))
+    await answering(bus, "trainer", "train", {"batch_id": None, "why_not": ["grpo: 0 of 8 groups"]})
+    assert (await ratchet("train")).out.splitlines()[1:] == [
+        "why not: grpo: 0 of 8 groups",
+        "left out: no tokens (3); it has no reward of record (1)",
+    ]
+    assert (await ratchet("train", "--json")).json["left_out"] == left_out
 
 
 async def test_rescore_asks_the_scorer(ratchet: Ratchet, bus: Bus) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 from nats.js import api
+from pydantic import BaseModel
 
+from services.cli import training_checks
+from services.cli.checks import settings_classes
 from services.scorer.handlers import subscribe_judge
 from services.terminal import session
 from shared.artifacts import DirectoryStore
@@ -16,6 +20,10 @@ from shared.bus import Bus
 from shared.database import Pool
 from tests.admin import world
 from tests.cli.conftest import Ratchet, Said
+
+
+class AnyRequest(BaseModel):
+    policy: str
 
 
 def verdicts(said: Said) -> dict[str, str]:
@@ -46,6 +54,7 @@ async def test_a_new_installation_has_nothing_broken(ratchet: Ratchet, bus: Bus)
         "data quality": "warn",
         "waits": "ok",
         "groups": "ok",
+        "training": "warn",
     }
     assert "It works; what says warn wants a look." in (await ratchet("doctor")).out
 
@@ -163,3 +172,44 @@ async def test_a_wait_that_outlived_its_end_fails(ratchet: Ratchet, bus: Bus, po
     [wait] = (await ratchet("status", "--json")).json["waits"]
     assert (wait["what"], wait["overdue"]) == ("window w", True)
     assert "window w" in (await ratchet("status")).out
+
+
+@pytest.mark.usefixtures("servers")
+async def test_training_is_spoken_of(ratchet: Ratchet, bus: Bus, pool: Pool) -> None:
+    """A policy whose runs carry nothing is warned of with what changes that; one whose newest batches fail, fails."""
+    await world.build(pool)
+    told: dict[str, Any] = {"ready": False, "missing": ["grpo: 0 of 8 groups"], "groups": 1, "trajectories": 3}
+    told |= {"carried": {"exact": 1}, "left_out": {"it is 3 versions away from v3, over max_lag 1": 2}}
+
+    async def readiness(_: AnyRequest) -> dict[str, Any]:
+        return told
+
+    async def found() -> dict[str, Any]:
+        [row] = [row for row in (await ratchet("doctor", "--json")).json if row["part"] == "training"]
+        return dict(row)
+
+    away = await found()
+    assert (away["verdict"], away["detail"][:29]) == ("warn", "default: no trainer is runnin")
+    bus.on_command("trainer", "readiness", AnyRequest, readiness)
+    await bus.broker.start()
+    nothing = await found()
+    assert nothing["verdict"] == "warn"
+    assert "2 runs left out: it is 3 versions away from v3, over max_lag 1 (2)" in nothing["detail"]
+    assert "RATCHET_MAX_LAG" in nothing["mend"]
+    told["left_out"] = {"it has no reward of record": 1, "sampled with top_k 5: leave it out": 2}
+    assert "the sampling that the reason names" in (await found())["mend"]
+    told["left_out"] = {}
+    assert (await found())["verdict"] == "ok"
+    told["missing"] = ["grpo: 1 of 2 agents"]
+    assert (await found())["mend"] == "RATCHET_MIN_AGENTS"
+    told |= {"ready": True, "missing": []}
+    assert (await found())["verdict"] == "ok"
+
+    await pool.execute("update batches set state = 'failed', failure = 'out of memory', finished_at = now()")
+    broken = await found()
+    assert (broken["verdict"], broken["detail"]) == ("fail", "default: b1 failed: out of memory")
+
+
+def test_the_settings_that_would_change_training_are_there() -> None:
+    named = set(re.findall(r"RATCHET_[A-Z_]+", " ".join(training_checks.MENDS.values())))
+    assert named <= {f"RATCHET_{name.upper()}" for kind in settings_classes().values() for name in kind.model_fields}

@@ -87,6 +87,42 @@ async def test_windows_say_what_failed_and_what_does_not_count(ratchet: Ratchet,
     assert "all 9 groups of the last windows are small: give runs a scenario_id" in (await ratchet("windows")).out
 
 
+async def test_windows_say_why_a_batch_failed_and_why_no_run_is_trainable(
+    ratchet: Ratchet, pool: Pool, bus: Bus
+) -> None:
+    await world.build(pool)
+    await pool.execute(
+        """insert into batches (batch_id, policy, parent_version, method, state, lease_until, groups, trajectories,
+                                failure, finished_at)
+           select 'f' || n, 'default', 'v0', 'grpo', 'failed', now(), 1, 2, 'fault ' || n, now() + n * interval '1 s'
+             from generate_series(1, 2) n"""
+    )
+    await pool.execute(
+        """insert into readings (agent_id, trajectory_id, versions, has_tokens, witnessed, no_gradient, no_imitation)
+           select agent_id, trajectory_id, '{v0}', false, true, 'no tokens', 'a reply was not recorded'
+             from trajectories"""
+    )
+    failed = "policy default: f2 failed, the last of 2 in a row: fault 2"
+    away = await ratchet("windows", "--json")
+    assert away.json["notes"] == [failed, "policy default: 2 runs left out: no tokens (2)"]
+    assert away.json["readiness"][0]["left_out"] == {"no tokens": 2}
+    assert [(one["batch_id"], one["failure"]) for one in away.json["failed_batches"]] == [("f2", "fault 2")]
+
+    counts = {"sampled with top_p 0.9: send top_p 1": 3, "rare": 1, "common": 5, "rarest": 1}
+
+    async def readiness(_: PolicyRequest) -> dict[str, Any]:
+        return {"ready": False, "missing": ["grpo: 0 of 8 groups"], "left_out": counts}
+
+    bus.on_command("trainer", "readiness", PolicyRequest, readiness)
+    await bus.broker.start()
+    said = (await ratchet("windows")).out
+    assert failed in said
+    assert "default: 10 runs left out: common (5); sampled with top_p 0.9: send top_p 1 (3); rare (1)\n" in said
+    await pool.execute("update batches set finished_at = now() + interval '1 hour' where state = 'trained'")
+    assert "policy default: f2 failed, and one was trained since: fault 2" in (await ratchet("windows")).out
+    assert (await ratchet("windows", "--policy", "other", "--json")).json["failed_batches"] == []
+
+
 async def test_windows_without_a_trainer_say_so(ratchet: Ratchet, pool: Pool) -> None:
     await world.build(pool)
     said = await ratchet("windows")

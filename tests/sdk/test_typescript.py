@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import signal
 import subprocess
 from pathlib import Path
 from typing import Any
 
-from ratchet_sdk.events import Step, TrajectoryEnded, message_id
+from ratchet_sdk.events import Step, TrajectoryEnded, TrajectoryStarted, message_id
 from ratchet_sdk.redact import Redaction, secrets
 
 from services.local.embedded import NatsServer
@@ -94,6 +95,34 @@ async def test_each_kind_of_client_records_the_same_rows(
     for of_one in (messages[:4], messages[4:8], messages[8:]):
         first, second = (message.event.llm_calls[0] for message in of_one[1:3])  # type: ignore[union-attr]
         assert (second.base_call_id, second.messages) == (first.call_id, [MORE[-1]]), "only what is new is sent"
+
+
+async def test_the_readme_compiles_and_records_a_whole_run(built: Path, nats_server: NatsServer, bus: Bus) -> None:
+    """As it stands, beside what it takes for granted: the client of a model, and something to ask it."""
+    [example] = re.findall(r"```ts\n(.*?)```", (EXAMPLE / "README.md").read_text(), re.S)
+    given = """
+        import { Recorder } from "./recorder.js";
+        const text = "it does not start";
+        const messages = [{ role: "user" as const, content: text }];
+        const message = { role: "assistant" as const, content: "turn it off and on" };
+        const choices = [{ index: 0, finish_reason: "stop" as const, message }];
+        const create = async (_: { model: string; messages: typeof messages }) => ({ id: "c-1", model: "m", choices });
+        const openai = { chat: { completions: { create } } };
+    """
+    (built / "src" / "readme.ts").write_text(given + example + "process.exitCode = unsent;")
+    done = await asyncio.to_thread(run, ["npm", "run", "build"], built)
+    assert done.returncode == 0, done.stdout
+    done = await asyncio.to_thread(run, ["node", "dist/readme.js"], built, RATCHET_NATS_URL=nats_server.url)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    started, step, ended = [message.event for message in await stored(bus)]
+    assert isinstance(started, TrajectoryStarted)
+    assert isinstance(step, Step)
+    assert isinstance(ended, TrajectoryEnded)
+    assert started.scenario_id == "ticket-4711"
+    assert [call.messages for call in step.llm_calls] == [[{"role": "user", "content": "it does not start"}]]
+    assert step.action is not None
+    assert step.action.parameters == {"text": "turn it off and on"}
+    assert (ended.status, ended.step_count, ended.final) == ("completed", 1, {"balance": 101})
 
 
 async def test_what_javascript_has_and_json_has_not(built: Path, nats_server: NatsServer, bus: Bus) -> None:

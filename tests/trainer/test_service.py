@@ -321,7 +321,9 @@ async def test_untrainable_groups_are_recorded_once(rig: Rig) -> None:
     for number in range(3):
         runs = [([call(f"c{number}{n}", [5], [6], [-1.0], version="someone")], float(n)) for n in (0, 1)]
         await rig.world.group(f"g{number}", runs)
-    await parts.trainer.round()
+    told = await rig.bus.command("trainer", "train", {})
+    why = "none of the runs can be trained on: someone is no version of this line (6)"
+    assert told == {"batch_id": None, "why_not": [why]}
     assert await rig.pool.fetchval("select state from batches") == "empty"
     rows = await rig.pool.fetch("select distinct trained, label, left_out from batch_trajectories")
     assert [tuple(row) for row in rows] == [(False, "mixed", "someone is no version of this line")]
