@@ -352,8 +352,9 @@ async def test_a_group_whose_every_scorer_died_ends_as_a_failure_too(pool: Pool)
     assert await pool.fetchval("select state from groups") == "pending", "the last one may still be at it"
     await pool.execute("update groups set not_before = now()")
     await service.judge_waiting()
-    state, failure = await pool.fetchrow("select state, failure from groups")
-    assert (state, failure) == ("failed", "no judgment of it came to an end, in as many tries as it had")
+    row = await pool.fetchrow("select state, failure from groups")
+    assert row is not None
+    assert tuple(row) == ("failed", "no judgment of it came to an end, in as many tries as it had")
 
 
 def keys_of(agents: Sequence[str]) -> list[RunKey]:
