@@ -131,7 +131,7 @@ class GroupStore:
 
     # readings ----------------------------------------------------------------------------------
     async def unread(self, limit: int) -> list[RunKey]:
-        """Runs of scored groups that no batch holds, not read since the gateway's records of them came."""
+        """Runs of scored groups that no batch holds, not read or read before the gateway's records of them came."""
         rows = await self._pool.fetch(
             """select distinct j.agent_id, j.trajectory_id
                  from groups g

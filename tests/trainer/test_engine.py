@@ -197,7 +197,7 @@ def test_too_high_a_learning_rate_blames_no_run(base: Path, tmp_path: Path) -> N
 
 
 def test_a_run_at_another_temperature_is_trained_at_it(base: Path, tmp_path: Path) -> None:
-    """Whether a server records the logprobs of the tempered distribution (ours) or of the raw one (vLLM unasked)."""
+    """Whether a server records the logprobs of the tempered distribution (ours) or of the raw one (vLLM)."""
     for temperature in (0.5, 2.0):
         call = replace(exact(base, PROMPT, GOOD), temperature=temperature)
         trained = TorchEngine(device="cpu").train(job(base, episode("a", 1.0, call), steps=1), tmp_path, quiet)

@@ -385,7 +385,7 @@ async def test_one_run_or_policy_that_cannot_be_read_stops_no_other(rig: Rig) ->
     for one, logprobs in zip(odd, ([1], "x", {"content": [{"logprob": 10**400}]}, 7), strict=True):
         assert one.response is not None
         one.response["logprobs"] = logprobs
-    await rig.world.group("odd", [([one], float(n)) for n, one in enumerate(odd)])
+    await rig.world.group("odd", [([one], n / 3) for n, one in enumerate(odd)])
     await rig.pool.execute("update bodies set body = 'nonsense' where trajectory_id = 'g2-1'")
     other = World(rig.pool, "another")
     await rig.bus.command("trainer", "register_base", {"policy": "another", "artifact_sha256": rig.artifact.sha256})
