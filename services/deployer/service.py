@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Protocol
 
 from services.deployer import domain, verdict_domain
@@ -17,7 +18,7 @@ from services.deployer.verdict_domain import Hold, Promote, RollBack
 from shared.aside import Aside
 from shared.database import Connection
 from shared.delivery import Ack, Disposition, Retry
-from shared.errors import GiveUpError
+from shared.errors import GiveUpError, RetryLaterError
 from shared.events import GatewayHealth, LoopEvent, ModelTrained, WindowResolved
 from shared.routing import plan_at
 from shared.telemetry import logger
@@ -154,13 +155,26 @@ class Deployer:
 
     # a window -----------------------------------------------------------------------------------
     async def resolved(self, event: WindowResolved) -> None:
-        """Count the window's runs, compare versions, decide; one transaction a policy, the same when done twice."""
-        for policy in await self._store.policies_of_window(event.window_id):
-            async with self._store.policy(policy) as c:
-                await self._measure(c, policy, event)
-                decided = await self._judge(c, policy)
-            if decided:
-                await self._publish(policy)
+        """Count the window's runs, compare versions, decide; one transaction a policy, the same when done twice.
+
+        Raises RetryLaterError where a policy could not be counted, after all others are.
+        """
+        policies = await self._store.policies_of_window(event.window_id)
+        counted = await self._aside.each(
+            "count window", policies, lambda policy: f"{policy} {event.window_id}", partial(self._count, event)
+        )
+        if missing := len(policies) - len(counted):
+            raise RetryLaterError(
+                f"{missing} of {len(policies)} policies of window {event.window_id} are not counted; "
+                "`ratchet doctor` has the reasons"
+            )
+
+    async def _count(self, event: WindowResolved, policy: str) -> None:
+        async with self._store.policy(policy) as c:
+            await self._measure(c, policy, event)
+            decided = await self._judge(c, policy)
+        if decided:
+            await self._publish(policy)
 
     async def _measure(self, c: Connection, policy: str, event: WindowResolved) -> None:
         document = await self._store.document_at(c, policy, event.starts_at)

@@ -14,7 +14,7 @@ from services.scorer.forget_store import ForgetStore
 from services.scorer.judge import Case, Judge, JudgeFailedError, JudgeWaitsError, Ruling
 from services.scorer.standing_domain import Run, broken_by_infrastructure, checked
 from services.scorer.store import Judgment, Outcome, ScorerStore
-from shared.aside import Aside
+from shared.aside import Aside, reason_of, servers_fault
 from shared.database import UNAVAILABLE
 from shared.errors import GiveUpError, RetryLaterError
 from shared.events import GroupScored, LoopEvent, WindowResolved
@@ -133,6 +133,7 @@ class Scorer:
     # judging --------------------------------------------------------------------------------------
     async def judge_waiting(self, window_id: str | None = None) -> None:
         """Judge every group that waits for it, of one window or of all, ``concurrency`` at a time."""
+        await self.store.end_unfinished(self.rules.rounds)
         waiting = await self.store.waiting(window_id, self.rules.rounds)
         workers = (self._judge_until_none(window_id) for _ in range(min(waiting, self.workers)))
         results = await asyncio.gather(*workers, return_exceptions=True)
@@ -151,13 +152,22 @@ class Scorer:
                 self.held.add(case.group_id)
                 try:
                     async with self.aside.row("judge group", case.group_id):
-                        await self._judge(case)
+                        await self._judge_or_end(case)
                 except JudgeWaitsError as error:
                     logger().info("judge_waits", group_id=case.group_id, policy=case.policy, reason=str(error))
                     await self.store.wait(case.group_id, error.reason, WAIT_S)
                     return  # the next group would only find the same
                 finally:
                     self.held.discard(case.group_id)
+
+    async def _judge_or_end(self, case: Case) -> None:
+        """A fault of ours in the last round is the group's failure: nobody takes it up again."""
+        try:
+            await self._judge(case)
+        except Exception as error:
+            if case.attempts >= self.rules.rounds and not servers_fault(error):
+                await self.store.fail(case.group_id, reason_of(error), pause_s(case.attempts))
+            raise
 
     async def _judge(self, case: Case) -> None:
         name = case.judge or self.judge.name

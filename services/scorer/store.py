@@ -1,4 +1,4 @@
-"""SQL of the scorer about groups, members and judgments; what a judge reads is in EvidenceStore; see forget_store."""
+"""SQL of the scorer about groups, members and judgments; see evidence_store, unjudged_store and forget_store too."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from services.scorer.judge import Case, Look
 from services.scorer.looks_store import KEEP_LOOKS, rows_of
 from services.scorer.probes.store import TRUSTED
 from services.scorer.standing_domain import Checks, Run
+from services.scorer.unjudged_store import UnjudgedStore
 from shared.events import GroupScored, MemberScore
 from shared.forgetting import LEFT_OUT
 from shared.trajectories import RunKey
@@ -38,7 +39,7 @@ class Outcome:
     disagreement: float | None = None
 
 
-class ScorerStore(EvidenceStore):
+class ScorerStore(EvidenceStore, UnjudgedStore):
     # forming ------------------------------------------------------------------------------------
     async def has_groups(self, window_id: str) -> bool:
         found: bool = await self.pool.fetchval("select exists (select from groups where window_id = $1)", window_id)
@@ -203,40 +204,6 @@ class ScorerStore(EvidenceStore):
             [trajectory_id for _, trajectory_id in case.members],
         )
         return bool(done)
-
-    async def fail(self, group_id: str, failure: str, pause_s: float) -> None:
-        """Keep why the judge failed and let the group rest. What has been judged stays judged as it was."""
-        await self.pool.execute(
-            """update groups set state = case when state = 'pending' then 'failed' else state end, failure = $2,
-                      waits_for = null, not_before = now() + make_interval(secs => $3)
-                where group_id = $1 and wanted""",
-            group_id,
-            failure,
-            pause_s,
-        )
-
-    async def wait(self, group_id: str, reason: str, pause_s: float) -> None:
-        """Let a group wait for what is nobody's failure: it is as if it had not been claimed."""
-        await self.pool.execute(
-            """update groups set waits_for = $2, attempts = greatest(attempts - 1, 0),
-                      not_before = now() + make_interval(secs => $3)
-                where group_id = $1 and wanted""",
-            group_id,
-            reason,
-            pause_s,
-        )
-
-    async def waits_for(self, reason: str) -> int:
-        count: int = await self.pool.fetchval("select count(*) from groups where waits_for = $1 and wanted", reason)
-        return count
-
-    async def failures(self) -> dict[str, int]:
-        """Groups without a judgment whose judge has failed, by the first words of the newest reason."""
-        rows = await self.pool.fetch(
-            """select split_part(split_part(coalesce(failure, 'asked again'), ' (call ', 1), ':', 1) as why, count(*)
-                 from groups where state = 'failed' and wanted group by 1"""
-        )
-        return {row["why"]: row["count"] for row in rows}
 
     async def want(self, window_id: str, judge: str, rubric: str | None) -> int:
         """Ask for a new judgment of every group of a window; how many there are. Older ones stay as they are.

@@ -44,7 +44,7 @@ class CallRecord:
     That is the model's own at ``temperature``: log_softmax(logits / temperature), which our inference server records,
     and vLLM with ``--logprobs-mode processed_logprobs``. ``sampling`` is how it was drawn, whole; None where only
     ``temperature`` and ``top_p`` are known. ``witnessed``: the gateway saw it.
-    ``fault`` says why its tokens cannot be read.
+    ``fault`` says why its tokens cannot be read. ``broken_chain``: ``messages`` lack what came before them.
     """
 
     messages: list[dict[str, Any]]
@@ -59,6 +59,7 @@ class CallRecord:
     sampling: dict[str, Any] | None = None
     witnessed: bool = False
     fault: str | None = None
+    broken_chain: bool = False
 
     @property
     def reply(self) -> dict[str, Any] | None:
@@ -140,6 +141,8 @@ class Reading:
 NOTHING = "no model call of it is stored"
 UNSTORED = "its events are no longer stored, or cannot be read"
 UNANSWERED = "a reply of it was not recorded"
+BROKEN_CHAIN = "a call of it extends one that is not recorded: what the model was asked is not known whole"
+PROMPTLESS = "a call of it has a reply and no messages: what the model was asked is not known"
 NO_TOKENS = "its calls have no token ids and logprobs: call a server that gives them, through the gateway"
 
 
@@ -158,11 +161,17 @@ def reading(calls: Sequence[CallRecord]) -> Reading:
         return unreadable(UNANSWERED if calls else NOTHING)
     return Reading(
         versions=frozenset(call.model_version for call in answered),
-        has_tokens=any(call.token_ids is not None or call.logprobs is not None for call in answered),
+        has_tokens=any(call.token_ids is not None or call.logprobs is not None or call.fault for call in answered),
         witnessed=all(call.witnessed for call in answered),
         no_gradient=_no_gradient(answered),
-        no_imitation=UNANSWERED if len(answered) < len(calls) else None,
+        no_imitation=UNANSWERED if len(answered) < len(calls) else _no_imitation(answered),
     )
+
+
+def _no_imitation(calls: Sequence[CallRecord]) -> str | None:
+    if any(call.broken_chain for call in calls):
+        return BROKEN_CHAIN
+    return None if all(call.messages for call in calls) else PROMPTLESS
 
 
 def _no_gradient(calls: Sequence[CallRecord]) -> str | None:

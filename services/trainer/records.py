@@ -26,4 +26,5 @@ def record_of(call: Call) -> CallRecord:
         sampling=call.call.sampling,
         witnessed=call.witnessed,
         fault=tokens.fault,
+        broken_chain=call.broken_chain,
     )

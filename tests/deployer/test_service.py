@@ -26,9 +26,10 @@ from services.deployer.settings import DeployerSettings
 from services.deployer.store import Store
 from shared import subjects
 from shared.artifacts import DirectoryStore
+from shared.aside import Aside
 from shared.bus import Bus
 from shared.database import Pool
-from shared.errors import GiveUpError
+from shared.errors import GiveUpError, RetryLaterError
 from shared.events import GatewayHealth, LoopEvent, ModelTrained, WindowResolved
 from shared.routing import RouteDocument, assigned, plan_at
 from shared.windows import Window, window_at
@@ -435,6 +436,29 @@ async def test_one_policy_s_trouble_holds_up_no_other(house: House) -> None:
     await house.deployer.sweep()
     rows = await house.pool.fetch("select policy, state from deployments where version = 'v1' order by policy")
     assert [tuple(row) for row in rows] == [("a", "canary"), ("b", "rolled_back")]
+
+
+async def test_a_policy_that_cannot_be_counted_keeps_no_other_of_its_window_from_it(house: House) -> None:
+    """Nor is it forgotten: the message stays for it until it can be counted."""
+    window = await house.canary()
+    event = await house.played(window, {"v0": 0.0, "v1": 1.0})
+    await house.pool.execute(
+        """insert into trajectories (agent_id, trajectory_id, policy, window_id, scenario_id, started_at, started,
+                                     status, model_name, first_sequence)
+           values ('another', 'a', 'a', $1, 's', $2, true, 'completed', 'a', 1)""",
+        window.window_id,
+        window.starts_at,
+    )
+    await house.pool.execute(
+        "insert into routes (policy, revision, effective_from, document) values ('a', 1, now(), '{}')"
+    )
+    for _ in range(2):
+        with pytest.raises(RetryLaterError, match="1 of 2 policies"):
+            await house.deployer.resolved(event)
+        assert await house.pool.fetchval("select count(*) from assignments") == 2 * len(AGENTS)
+    await house.pool.execute("delete from routes where policy = 'a'")
+    house.deployer._aside = Aside("deployer")  # one that remembers no pause
+    await house.deployer.resolved(event)
 
 
 class Hanging:

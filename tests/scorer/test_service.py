@@ -8,6 +8,7 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 import pytest
+from prometheus_client import REGISTRY
 
 from services.scorer.domain import Sampling, group_id
 from services.scorer.handlers import subscribe
@@ -311,6 +312,49 @@ async def test_an_unexpected_fault_is_neither_a_score_nor_lost(pool: Pool) -> No
     await service.window_resolved(resolved())
     assert await pool.fetchval("select reason from set_aside where kind = 'judge group'") == "ZeroDivisionError"
     assert await pool.fetchval("select state from groups") == "pending"
+
+
+async def test_an_unexpected_fault_that_stays_ends_as_a_failure_with_its_reason(pool: Pool) -> None:
+    """As the judge's own failure does: no group is left that waits and that nobody takes up again."""
+    await add_window(pool)
+    await add_run(pool, "a")
+    await add_run(pool, "b")
+    judge = Scripted()
+    judge.failure = KeyError("a bug")
+    service = scorer(pool, Kept(), judge, rounds=2)
+    await service.window_resolved(resolved())
+    for _ in range(3):
+        await pool.execute("update groups set not_before = now()")
+        await service.judge_waiting()
+    assert len(judge.asked) == 2
+    row = await pool.fetchrow("select state, failure, judged_at from groups")
+    assert row is not None
+    assert tuple(row) == ("failed", "KeyError: 'a bug'", None)
+    await service.measure()
+    assert REGISTRY.get_sample_value("ratchet_judge_groups_failed", {"why": "KeyError"}) == 1
+
+    judge.failure = None
+    await service.rescore(WINDOW, None, None)
+    await service.judge_waiting()
+    assert await pool.fetchval("select state from groups") == "scored"
+
+
+async def test_a_group_whose_every_scorer_died_ends_as_a_failure_too(pool: Pool) -> None:
+    await add_window(pool)
+    await add_run(pool, "a")
+    await add_run(pool, "b")
+    service = scorer(pool, Kept(), Scripted(), rounds=2)
+    await service.form(WINDOW)
+    for _ in range(2):
+        await pool.execute("update groups set not_before = now()")
+        assert await service.store.claim(None, 60.0, 2) is not None  # who took it is killed here
+    await service.judge_waiting()
+    assert await pool.fetchval("select state from groups") == "pending", "the last one may still be at it"
+    await pool.execute("update groups set not_before = now()")
+    await service.judge_waiting()
+    row = await pool.fetchrow("select state, failure from groups")
+    assert row is not None
+    assert tuple(row) == ("failed", "no judgment of it came to an end, in as many tries as it had")
 
 
 def keys_of(agents: Sequence[str]) -> list[RunKey]:

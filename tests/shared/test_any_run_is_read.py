@@ -32,6 +32,7 @@ from services.scorer.ruler.text import transcript
 from services.scorer.standing_domain import Checks, broken_by_infrastructure, checked
 from services.terminal.output import print_json
 from services.trainer.domain import Judged, ScoredGroup, Terms, carries
+from services.trainer.reading_domain import reading
 from services.trainer.records import records_of
 from services.trainer.sequences import conversations, token_sequences
 from shared.bodies import packed
@@ -46,7 +47,7 @@ NOW = datetime(2026, 11, 20, 10, tzinfo=UTC)
 
 def trainer(raw: list[bytes]) -> None:
     calls = records_of(assemble(*KEY, raw))
-    member = Judged(*KEY, 1.0, 1.0, calls)
+    member = Judged(*KEY, 1.0, 1.0, reading(calls))
     carries(member, ScoredGroup("g", 1, True, (member,)), Terms("v0", {"v0": 0}))
     conversations(calls)
     for sequence in token_sequences([call for call in calls if call.has_exact_tokens()]):

@@ -1,16 +1,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from ratchet_sdk.events import LlmCall, LlmCallMade
 from ratchet_sdk.sampling import CONSTRAINT, END, NEUTRAL, SHAPE
 
 from services.trainer.reading_domain import (
+    BROKEN_CHAIN,
     NO_TOKENS,
     NOTHING,
+    PROMPTLESS,
     UNANSWERED,
     CallRecord,
     Reading,
@@ -18,6 +22,8 @@ from services.trainer.reading_domain import (
     reading,
     unreadable,
 )
+from services.trainer.records import records_of
+from shared.trajectories import assemble
 
 anything = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
@@ -25,7 +31,7 @@ anything = st.recursive(
     max_leaves=4,
 )
 CALL = CallRecord(
-    [],
+    [{"role": "user", "content": "buy or sell?"}],
     {"message": {"role": "assistant", "content": "buy"}},
     prompt_token_ids=[1],
     token_ids=[2],
@@ -94,3 +100,31 @@ def test_what_a_run_can_carry() -> None:
     assert bent.no_gradient == "it was sampled with top_p 0.9: send top_p 1; sampled with top_k 5: send top_k -1"
     kinds = [reading(calls).kind for calls in ([CALL], [replace(CALL, witnessed=False)], [words], [broken])]
     assert kinds == ["tokens", "unwitnessed_tokens", "words", "nothing"]
+
+
+def test_what_is_imitated_is_the_whole_of_what_the_model_was_asked() -> None:
+    words = replace(CALL, prompt_token_ids=None, token_ids=None, logprobs=None)
+    assert reading([words, replace(words, broken_chain=True)]).no_imitation == BROKEN_CHAIN
+    assert reading([words, replace(words, messages=[])]).no_imitation == PROMPTLESS
+    whole = reading([replace(CALL, broken_chain=True, messages=[])])
+    assert (whole.kind, whole.no_gradient) == ("tokens", None), "its tokens tell its whole prompt"
+
+
+def test_tokens_of_no_use_are_tokens_and_the_reading_says_why() -> None:
+    unusable = replace(CALL, prompt_token_ids=None, token_ids=None, logprobs=None, fault="response.logprobs is a list")
+    found = reading([unusable])
+    assert (found.has_tokens, found.no_gradient, found.no_imitation) == (True, "response.logprobs is a list", None)
+
+
+def test_a_chain_that_breaks_is_read_as_one() -> None:
+    """As it is recorded: the call that the second one extends was never stored, or brought nothing to ask."""
+    at = datetime(2026, 11, 20, 10, tzinfo=UTC)
+    head: dict[str, Any] = {"policy": "p", "trajectory_id": "t", "started_at": at, "occurred_at": at}
+    kinds: list[tuple[dict[str, Any], str]] = [
+        ({"base_call_id": "gone", "messages": CALL.messages}, BROKEN_CHAIN),
+        ({"messages": []}, PROMPTLESS),
+    ]
+    for said, want in kinds:
+        call = LlmCall(call_id="c", response=CALL.response, **said)
+        event = LlmCallMade(**head, step=0, call=call).model_dump_json(by_alias=True).encode()
+        assert reading(records_of(assemble("a", "t", [event]))).no_imitation == want
