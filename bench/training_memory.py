@@ -1,7 +1,7 @@
 """Peak memory of one training step of a model of SmolLM2's size: ``python -m bench.training_memory``.
 
-Random weights (30 layers of 576, vocabulary 49,152: 135 million), full weights in float32 with AdamW, one step over as many
-runs as fill one part of ``RATCHET_MICRO_TOKENS``. A process of its own, so that what is printed is that step's.
+Random weights (30 layers of 576, vocabulary 49,152: 135 million), full weights in float32 with AdamW, one step over
+so many runs, each of ``--prompt`` and ``--reply`` tokens. A process of its own, so that what is printed is that step's.
 """
 
 from __future__ import annotations
