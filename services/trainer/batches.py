@@ -37,7 +37,7 @@ from services.trainer.readings import Readings
 from services.trainer.store import Store
 from services.trainer.training import recipe_of
 from shared.database import UNAVAILABLE, Record
-from shared.errors import GiveUpError
+from shared.errors import GiveUpError, RetryLaterError
 from shared.telemetry import logger
 
 NOT_READ = "it is not read yet"
@@ -108,7 +108,8 @@ class Batches:
                 continue
             try:
                 made.append(await self._claim_if_new(gate))
-            except UNAVAILABLE:
+            except (RetryLaterError, *UNAVAILABLE):
+                self._seen.pop(gate.policy, None)  # nothing of it was found wanting
                 raise
             except Exception as error:
                 POLICY_FAILED.inc()
