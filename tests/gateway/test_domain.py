@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from ratchet_sdk.assembly import StreamedReply
+from ratchet_sdk.events import LlmCall, LlmCallMade
 from ratchet_sdk.sampling import NAMES, NEUTRAL
 from ratchet_sdk.sampling import asked as sampled
 
@@ -224,6 +225,20 @@ def test_what_the_contract_does_not_take_of_a_reply_is_left_out_and_named() -> N
     nameless = replace(answered, call_id="")
     with pytest.raises(ValidationError):
         record_domain.recorded(asked(), run, nameless, Prompt(MESSAGES), NOON)
+
+
+def test_what_makes_a_record_too_large_leaves_it_step_by_step_and_the_words_stay_longest() -> None:
+    response = {"message": {"role": "assistant", "content": "x"}, "logprobs": {"content": []}, "token_ids": [1]}
+    call = LlmCall(call_id="c", messages=MESSAGES, response=response, prompt_token_ids=[2], left_out=["usage: odd"])
+    event = LlmCallMade(trajectory_id="t", started_at=NOON, occurred_at=NOON, step=0, call=call)
+    ever_less = [one.call for one in record_domain.lighter(event)]
+    kept = [(set(one.response or {}), one.prompt_token_ids) for one in ever_less]
+    assert kept == [({"message", "token_ids"}, [2]), ({"message"}, [2]), ({"message"}, None), (set(), None)]
+    names = ("logprobs", "token_ids", "prompt_token_ids", "reply")
+    for number, one in enumerate(ever_less, 1):
+        assert one.messages == MESSAGES
+        said = ["usage: odd", *(f"{name}: too large" for name in names[:number])]
+        assert (one.model_extra or {})["left_out"] == said
 
 
 def test_a_prompt_is_told_by_what_it_adds_only_to_the_same_beginning() -> None:
