@@ -103,7 +103,8 @@ def carries(member: Judged, group: ScoredGroup, terms: Terms) -> Carries:
       from the model's own distribution at a temperature above 0, and was answered by the parent.
     - ``stale``: the same, answered by other versions of the line; trained on up to ``max_lag`` versions away.
     - ``imitation``: tokens of use are lacking, and each reply was recorded. Only what an outcome calls good in itself
-      (reward of record >= imitation_min_reward), and only from a homogeneous group with spread.
+      (reward of record >= imitation_min_reward), and only from a group with spread. Whether its members started alike
+      is no condition: no member is compared with another.
     - ``mixed``: anything else. Nothing of it.
 
     Nothing that a quarantined version answered is trained on.
@@ -141,8 +142,6 @@ def _carries_gradient(reading: Reading, terms: Terms) -> Carries:
 
 
 def _carries_imitation(member: Judged, group: ScoredGroup, terms: Terms) -> Carries:
-    if not group.homogeneous:
-        return Never("imitation", "its group did not start alike")
     if not group.has_spread():
         return Never("imitation", "its group has no spread")
     if member.reward is None:
