@@ -25,7 +25,7 @@ from shared.database import pool as pool_of
 from tests.trainer.read_back import assert_art_reads_back
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
-WINDOWS = 14
+WINDOWS = 18
 
 
 @pytest.fixture(scope="module")

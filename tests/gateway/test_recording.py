@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from ratchet_sdk.events import MAX_EVENT_BYTES, LlmCall, LlmCallMade, step_events
 from ratchet_sdk.spool import Spool
+from ratchet_sdk.values import encoded
 
 from services.gateway import recording
 from services.gateway.backlog import opened
@@ -96,7 +97,7 @@ async def test_disk_and_memory_are_bounded_and_what_is_over_is_counted(
     bus: Bus, nats_server: NatsServer, tmp_path: Path
 ) -> None:
     await without_broker(bus, nats_server)
-    size = len(event().model_dump_json(by_alias=True))
+    size = len(encoded(event()))
     records = records_over(bus, tmp_path, spool_bytes=3 * size, memory_bytes=2 * size)
     lost = counted("lost")
     for _ in range(9):
