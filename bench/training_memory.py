@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 from services.trainer.domain import CallRecord
-from services.trainer.engine_torch import TorchEngine
+from services.trainer.engines.engine_torch import TorchEngine
 from services.trainer.settings import TrainerSettings
 from services.trainer.training import Episode, Job, Recipe
 

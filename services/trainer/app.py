@@ -42,12 +42,12 @@ class Parts:
 def engine(settings: TrainerSettings) -> Engine:
     """The engine that the settings name; what it needs is imported only then."""
     if settings.engine == "art":
-        from services.trainer.engine_art import ArtEngine, backend_of
+        from services.trainer.engines.engine_art import ArtEngine, backend_of
 
         return ArtEngine(
             lambda: backend_of(settings.art_backend), project=settings.art_project, base_model=settings.art_base_model
         )
-    from services.trainer.engine_torch import TorchEngine
+    from services.trainer.engines.engine_torch import TorchEngine
 
     return TorchEngine(device=settings.device)
 

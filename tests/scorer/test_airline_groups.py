@@ -14,8 +14,8 @@ from services.interchange.reading import read_file
 from services.scorer.judge_outcome import OutcomeJudge
 from services.scorer.service import Rules, Scorer
 from services.scorer.store import ScorerStore
+from services.trainer.learning.sequences import conversations
 from services.trainer.records import records_of
-from services.trainer.sequences import conversations
 from shared.database import Pool
 from shared.trajectories import load
 from tests.scorer.runs import add_window, resolved

@@ -32,9 +32,9 @@ from services.scorer.ruler.text import transcript
 from services.scorer.standing_domain import Checks, broken_by_infrastructure, checked
 from services.terminal.output import print_json
 from services.trainer.domain import Judged, ScoredGroup, Terms, carries
+from services.trainer.learning.sequences import conversations, token_sequences
 from services.trainer.reading_domain import reading
 from services.trainer.records import records_of
-from services.trainer.sequences import conversations, token_sequences
 from shared.bodies import packed
 from shared.errors import GiveUpError
 from shared.trajectories import Stored, assemble

@@ -9,7 +9,7 @@ from typing import Any
 
 from openai.types.chat.chat_completion import Choice
 
-from services.trainer.groups_art import read_groups
+from services.trainer.engines.groups_art import read_groups
 
 
 def items(history: Any) -> list[dict[str, Any]]:

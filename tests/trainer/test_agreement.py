@@ -9,7 +9,7 @@ import pytest
 from services.inference.domain import Ask, Reply, Sampling
 from services.inference.engine_torch import TorchModel
 from services.trainer.domain import CallRecord
-from services.trainer.engine_torch import TorchEngine
+from services.trainer.engines.engine_torch import TorchEngine
 from tests.trainer.test_engine import episode, job, quiet
 
 CHAT = [{"role": "user", "content": "buy or sell?"}]

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from services.trainer import checkpoint
 from services.trainer.domain import CallRecord
-from services.trainer.sequences import Conversation, TokenSequence, conversations
+from services.trainer.learning import checkpoint
+from services.trainer.learning.sequences import Conversation, TokenSequence, conversations
 from shared.errors import GiveUpError
 
 CHATML = """\

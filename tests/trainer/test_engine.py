@@ -11,10 +11,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from services.trainer import checkpoint
 from services.trainer.domain import CallRecord, Label, Method
-from services.trainer.engine_torch import TorchEngine
-from services.trainer.sequences import Conversation
+from services.trainer.engines.engine_torch import TorchEngine
+from services.trainer.learning import checkpoint
+from services.trainer.learning.sequences import Conversation
 from services.trainer.training import Episode, Job, NothingToTrainError, Recipe, TrainingStoppedError
 from shared.errors import GiveUpError
 from tests.trainer.test_checkpoint import own_words

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from services.trainer.domain import CallRecord
-from services.trainer.engine_art import PLACE, ArtEngine, trajectory_groups
+from services.trainer.engines.engine_art import PLACE, ArtEngine, trajectory_groups
 from services.trainer.training import Episode, Job, Recipe
 from shared.errors import GiveUpError
 

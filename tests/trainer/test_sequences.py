@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.trainer.domain import CallRecord
-from services.trainer.sequences import conversations, token_sequences
+from services.trainer.learning.sequences import conversations, token_sequences
 
 
 def exact(prompt: list[int], reply: list[int]) -> CallRecord:

@@ -16,7 +16,7 @@ from ratchet_sdk.events import LlmCall
 
 from services.local.embedded import NatsServer
 from services.trainer.app import Parts, wire
-from services.trainer.engine_torch import TorchEngine
+from services.trainer.engines.engine_torch import TorchEngine
 from services.trainer.settings import TrainerSettings
 from services.trainer.training import Engine, Job, Progress, Trained
 from shared import subjects, trajectories

@@ -1,6 +1,6 @@
 """Exported groups (`ratchet export --format groups`) as ART's own objects, for whoever trains with ART by hand.
 
-    from services.trainer.groups_art import read_groups
+    from services.trainer.engines.groups_art import read_groups
     groups = read_groups(open("groups.jsonl"))          # list[art.TrajectoryGroup]
 
 It needs openpipe-art and nothing of a running installation. Groups are built from trajectories and choices one by one:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from services.trainer.domain import CallRecord
-from services.trainer.sequences import Conversation, conversations
+from services.trainer.learning.sequences import Conversation, conversations
 from services.trainer.training import Episode, Job, Progress, Trained
 from shared.errors import GiveUpError
 from shared.telemetry import logger

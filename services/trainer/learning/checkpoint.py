@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from services.trainer.sequences import Conversation, TokenSequence
+from services.trainer.learning.sequences import Conversation, TokenSequence
 from services.trainer.training import Job
 from shared.chat import for_template, rendered
 from shared.errors import GiveUpError

@@ -23,6 +23,9 @@ class Likelihood:
 
     def __init__(self, model: Any) -> None:
         self._model = model
+        self.device: torch.device = model.device
+        self.vocabulary = int(model.get_input_embeddings().weight.shape[0])
+        self.context = int(getattr(model.config, "max_position_embeddings", None) or 2**31)
         self._head = _plain_head(model)
         self._recomputing = False
         config = model.config.get_text_config()
@@ -34,7 +37,7 @@ class Likelihood:
             layer.forward = self._recomputed(layer.forward)
 
     def of(self, ids: torch.Tensor, own: torch.Tensor, temperatures: torch.Tensor) -> torch.Tensor:
-        """(rows, positions - 1): log_softmax(logits / temperature) of each next token that is the agent's own; else 0.
+        """(n,): log_softmax(logits / temperature) of each next token that is the agent's own, row by row.
 
         ``ids`` (rows, positions); ``own`` and ``temperatures`` (rows, positions - 1), of the token that comes next.
         Padding stands on the right, where a causal model's real tokens never see it: no mask is needed.
@@ -44,11 +47,9 @@ class Likelihood:
         if self._head is None:
             wanted = own.any(dim=0).nonzero()[:, 0]
             logits = self._model(input_ids=ids, use_cache=False, logits_to_keep=wanted).logits
-            found = _logprobs(logits[own[:, wanted]], targets, divisor)
-        else:
-            hidden = self._model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state[:, :-1][own]
-            found = self._in_chunks(hidden, targets, divisor)
-        return torch.zeros(own.shape, device=ids.device, dtype=found.dtype).masked_scatter(own, found)
+            return _logprobs(logits[own[:, wanted]], targets, divisor)
+        hidden = self._model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state[:, :-1][own]
+        return self._in_chunks(hidden, targets, divisor)
 
     def _in_chunks(self, hidden: torch.Tensor, targets: torch.Tensor, divisor: torch.Tensor) -> torch.Tensor:
         head = self._head

@@ -1,0 +1,1 @@
+"""What trains: one file for each engine, behind the Protocol in services/trainer/training.py."""

@@ -1,0 +1,1 @@
+"""What the torch engine does with tokens: sequences, likelihood, losses, checkpoints."""
