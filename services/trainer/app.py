@@ -6,7 +6,9 @@ from dataclasses import dataclass
 
 from services.trainer.batches import Batches, Wanted
 from services.trainer.handlers import subscribe
+from services.trainer.readiness_domain import Conditions
 from services.trainer.readings import Readings
+from services.trainer.recipes import Recipes
 from services.trainer.runs import StoredRuns
 from services.trainer.service import Trainer
 from services.trainer.settings import TrainerSettings
@@ -59,17 +61,26 @@ def wanted(settings: TrainerSettings) -> Wanted:
         min_groups=settings.min_groups,
         min_agents=settings.min_agents,
         max_groups=settings.max_groups,
-        imitation_minibatch=settings.imitation_minibatch,
+        recipes=recipes(settings),
+        conditions=Conditions(
+            settings.cool_down_s, settings.min_trajectories, settings.min_windows, settings.max_agent_share
+        ),
+        min_quality=settings.min_quality,
         trust_agent_tokens=settings.trust_agent_tokens,
-        numbers={
-            "learning_rate": settings.learning_rate,
-            "steps": settings.train_steps,
-            "minibatch": settings.minibatch,
-            "clip_epsilon": settings.clip_epsilon,
-            "max_grad_norm": settings.max_grad_norm,
-            "micro_tokens": settings.micro_tokens,
-        },
     )
+
+
+def recipes(settings: TrainerSettings) -> Recipes:
+    numbers = {
+        "learning_rate": settings.learning_rate,
+        "steps": settings.train_steps,
+        "minibatch": settings.minibatch,
+        "imitation_minibatch": settings.imitation_minibatch,
+        "clip_epsilon": settings.clip_epsilon,
+        "max_grad_norm": settings.max_grad_norm,
+        "micro_tokens": settings.micro_tokens,
+    }
+    return Recipes(numbers, settings.recipes)
 
 
 def wire(settings: TrainerSettings, bus: Bus, pool: Pool, engine: Engine) -> Parts:

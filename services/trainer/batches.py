@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter as Counts
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import groupby
 from typing import Any
@@ -32,8 +32,10 @@ from services.trainer.domain import (
     holds,
     plan,
 )
+from services.trainer.readiness_domain import Conditions, cools_until, held_to
 from services.trainer.reading_domain import Reading
 from services.trainer.readings import Readings
+from services.trainer.recipes import Recipes
 from services.trainer.store import Store
 from services.trainer.training import recipe_of
 from shared.database import UNAVAILABLE, Record
@@ -55,8 +57,10 @@ class Wanted:
     min_groups: int
     min_agents: int
     max_groups: int
-    numbers: Mapping[str, Any]  # of the recipe, without its seed
-    imitation_minibatch: int
+    recipes: Recipes
+    conditions: Conditions = field(default_factory=Conditions)
+    min_quality: float = 0.0
+    iterations: int | None = None
     dropout: float = 0.0
     lookback_windows: int | None = None
     trust_agent_tokens: bool = False
@@ -71,6 +75,7 @@ class Wanted:
             self.min_agents,
             quarantined,
             self.trust_agent_tokens,
+            self.min_quality,
         )
 
 
@@ -104,7 +109,7 @@ class Batches:
         """
         made = []
         for gate in await self._store.gates():
-            if holds(gate) or await self._rests(gate.policy):
+            if holds(gate) or await self._rests(gate.policy) or await self._cools_until(gate.policy):
                 continue
             try:
                 made.append(await self._claim_if_new(gate))
@@ -119,6 +124,10 @@ class Batches:
     async def _rests(self, policy: str) -> bool:
         failures = await self._store.failures(policy)
         return failures is not None and datetime.now(UTC) < failures.again_at(self._retry_s)
+
+    async def _cools_until(self, policy: str) -> datetime | None:
+        last = await self._store.last_trained(policy)
+        return cools_until(last, datetime.now(UTC), self._wanted.conditions.cool_down_s)
 
     async def _claim_if_new(self, gate: Gate) -> str | None:
         rows, judged = await self._judged(gate.policy, self._wanted)
@@ -150,7 +159,8 @@ class Batches:
             min_agents=self._wanted.min_agents if min_agents is None else min_agents,
             dropout=dropout or 0.0,
             lookback_windows=lookback_windows,
-            numbers={**self._wanted.numbers, **({"steps": iterations} if iterations else {})},
+            conditions=self._wanted.conditions.at_an_operators_wish(),
+            iterations=iterations,
         )
         await self._readings.sweep()
         return await self.claim(gate, wanted)
@@ -158,7 +168,7 @@ class Batches:
     async def claim(self, gate: Gate, wanted: Wanted) -> tuple[str | None, tuple[str, ...]]:
         """Keep the batch that the rules make of the groups at hand; (None, why not) where they make none."""
         batch_id = f"batch-{uuid7()}"
-        match found := await self._plan(gate, wanted):
+        match found := await self._plan(gate, wanted, batch_id):
             case Wait(missing):
                 return None, missing
             case Ready(method, entries):
@@ -171,7 +181,7 @@ class Batches:
             gate.parent or "",
             method,
             entries,
-            self._config(batch_id, method, wanted),
+            self._config(batch_id, gate.policy, method, wanted),
             empty=isinstance(found, Empty),
         )
         if not kept:
@@ -196,7 +206,7 @@ class Batches:
         left_out: Counts[str] = Counts({NOT_READ: unread} if unread else {})
         if gate.parent is not None:
             terms = await self._terms(gate, self._wanted)
-            missing += _missing(plan(groups, terms))
+            missing += _missing(held_to(plan(groups, terms), groups, self._wanted.conditions, policy))
             for verdict in (carries(member, group, terms) for group in groups for member in group.members):
                 match verdict:
                     case ByGradient(label) | ByImitation(label):
@@ -206,6 +216,8 @@ class Batches:
         if await self._rests(policy) and (failures := await self._store.failures(policy)):
             again = failures.again_at(self._retry_s)
             missing.append(f"{failures.batch_id} failed ({failures.reason}); the next is made at {again:%H:%M:%S} UTC")
+        if rested := await self._cools_until(policy):
+            missing.append(f"the last batch has just been trained; the next is made at {rested:%H:%M:%S} UTC")
         runs = sum(len(group.members) for group in groups) + unread
         return Readiness(tuple(missing), len(groups), runs, gate.parent, carried, dict(left_out.most_common(20)))
 
@@ -216,11 +228,11 @@ class Batches:
             raise GiveUpError(f"policy {policy} has no base model; make one with `ratchet base create`")
         return gates[0]
 
-    async def _plan(self, gate: Gate, wanted: Wanted) -> Plan:
+    async def _plan(self, gate: Gate, wanted: Wanted, seed: str) -> Plan:
         if gate.parent is None:
             return Wait(tuple(holds(gate)))
         groups, _ = await self._groups(gate.policy, wanted)
-        return plan(groups, await self._terms(gate, wanted))
+        return held_to(plan(groups, await self._terms(gate, wanted)), groups, wanted.conditions, seed)
 
     async def _terms(self, gate: Gate, wanted: Wanted) -> Terms:
         numbers = await self._store.version_numbers(gate.policy)
@@ -239,21 +251,23 @@ class Batches:
             found = by_group.get(row["group_id"], [])
             if all(one["read"] or one["barred"] for one in found):
                 members = tuple(_member(one) for one in found)
-                groups.append(ScoredGroup(row["group_id"], row["revision"], row["homogeneous"], members))
+                groups.append(ScoredGroup(**row, members=members))
             else:
                 unread += len(found)
         return [group for group in groups if group.members], unread
 
-    def _config(self, batch_id: str, method: Method, wanted: Wanted) -> dict[str, Any]:
-        numbers = dict(wanted.numbers)
-        if method == "imitation":
-            numbers["minibatch"] = wanted.imitation_minibatch
+    def _config(self, batch_id: str, policy: str, method: Method, wanted: Wanted) -> dict[str, Any]:
+        numbers = wanted.recipes.of(policy, method)
+        if wanted.iterations is not None:
+            numbers["steps"] = wanted.iterations
         return {
             "recipe": recipe_of(batch_id, numbers),
             "max_lag": wanted.max_lag,
             "imitation_min_reward": wanted.imitation_min_reward,
             "min_groups": wanted.min_groups,
             "min_agents": wanted.min_agents,
+            "min_quality": wanted.min_quality,
+            **asdict(wanted.conditions),
             "dropout": wanted.dropout,
             "lookback_windows": wanted.lookback_windows,
         }

@@ -41,6 +41,8 @@ class ScoredGroup:
     revision: int
     homogeneous: bool
     members: tuple[Judged, ...]
+    window_id: str = ""
+    quality: float | None = None  # of its window, as the recorder measured it
 
     def has_spread(self) -> bool:
         scores = [member.score for member in self.members]
@@ -91,6 +93,7 @@ class Terms:
     min_agents: int = 2
     quarantined: Mapping[str, str] = field(default_factory=dict)
     trust_agent_tokens: bool = False
+    min_quality: float = 0.0
 
 
 UNWITNESSED = "the gateway did not see all its calls: route them through it, or set RATCHET_TRUST_AGENT_TOKENS"
@@ -107,13 +110,15 @@ def carries(member: Judged, group: ScoredGroup, terms: Terms) -> Carries:
       is no condition: no member is compared with another.
     - ``mixed``: anything else. Nothing of it.
 
-    Nothing that a quarantined version answered is trained on.
+    Nothing that a quarantined version answered is trained on; what is of a window under ``min_quality`` waits.
     """
     reading = member.reading
     if member.barred is not None:
         return Never("mixed", member.barred)
     if fallen := sorted(version for version in reading.versions if version in terms.quarantined if version):
         return Never("mixed", f"{fallen[0]} is quarantined: {terms.quarantined[fallen[0]]}"[:300])
+    if group.quality is not None and group.quality < terms.min_quality:
+        return NotYet("mixed", f"its window's quality {group.quality:.3f} is under {terms.min_quality:g}")
     trusted = reading.witnessed or terms.trust_agent_tokens
     why = reading.no_gradient or (None if trusted else UNWITNESSED)
     if why is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 
 from services.trainer.domain import Failures, Gate
 from services.trainer.reading_domain import Reading
@@ -74,14 +75,21 @@ class GroupStore:
         )
         return Failures(**row) if row else None
 
+    async def last_trained(self, policy: str) -> datetime | None:
+        """When the newest batch of the policy that made a version ended."""
+        found: datetime | None = await self._pool.fetchval(
+            "select max(finished_at) from batches where policy = $1 and state = 'trained'", policy
+        )
+        return found
+
     # groups ------------------------------------------------------------------------------------
     async def unused_groups(self, policy: str, limit: int, lookback_windows: int | None = None) -> list[Record]:
-        """(group_id, revision, homogeneous) of scored groups that no batch holds, newest windows first.
+        """(group_id, revision, homogeneous, window_id, its quality) of scored groups that no batch holds.
 
-        A batch holds its groups while it is claimed, and for good once something was made of it.
+        Newest windows first. A batch holds its groups while it is claimed, and for good once something was made of it.
         """
         return await self._pool.fetch(
-            """select g.group_id, g.revision, g.homogeneous
+            """select g.group_id, g.revision, g.homogeneous, g.window_id, w.quality
                  from groups g join windows w using (window_id)
                 where g.policy = $1 and g.state = 'scored'
                   and not exists (select from batch_trajectories t join batches b using (batch_id)

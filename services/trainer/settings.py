@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
+from services.trainer.recipes import checked
 from shared.settings import Settings
 
 
@@ -15,7 +16,22 @@ class TrainerSettings(Settings):
     min_groups: int = Field(8, ge=1, description="groups that must teach something before a batch is made")
     min_agents: int = Field(2, ge=1, description="different agents that a batch must hear")
     max_groups: int = Field(256, ge=1, description="groups in a batch at most; the newest are taken")
-    learning_rate: float = Field(1e-3, gt=0, description="of AdamW; right for models of a hundred thousand weights")
+    min_trajectories: int = Field(1, ge=1, description="runs that a batch trains on at least")
+    min_windows: int = Field(1, ge=1, description="different windows that a batch's groups are of at least")
+    max_agent_share: float = Field(
+        1.0, gt=0, le=1, description="share of a batch that one agent's runs have at most; more are left out by lot"
+    )
+    min_quality: float = Field(
+        0.95, ge=0, le=1, description="quality of a window (`ratchet windows`) from which its groups are trained on"
+    )
+    cool_down_s: float = Field(0.0, ge=0, description="pause after a batch that made a version")
+    learning_rate: float | None = Field(
+        None, gt=0, description="of AdamW; unset: as suits what is trained and its size"
+    )
+    recipes: dict[str, dict[str, Any]] = Field(
+        default_factory=dict,
+        description='for single policies, or "*", as JSON: {"traders": {"loss": "cispo", "train_steps": 4}}',
+    )
     train_steps: int = Field(8, ge=1, description="optimizer steps a batch")
     minibatch: int = Field(64, ge=1, description="trajectories a GRPO step, more where a batch would not be seen whole")
     imitation_minibatch: int = Field(4, ge=1, description="conversations a step of imitation, more likewise")
@@ -39,3 +55,8 @@ class TrainerSettings(Settings):
     art_backend: Literal["serverless", "local"] = Field("serverless", description="with engine art: where it trains")
     art_project: str = Field("ratchet", description="with engine art: the W&B project")
     art_base_model: str = Field("OpenPipe/Qwen3-14B-Instruct", description="with engine art: what v0 was")
+
+    @field_validator("recipes")
+    @classmethod
+    def _that_can_be_trained_by(cls, by_policy: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        return checked(by_policy)

@@ -6,10 +6,18 @@ import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Annotated, Any, Literal, Protocol
+
+from pydantic import Field
 
 from services.trainer.domain import CallRecord, Label, Method
 from shared.errors import GiveUpError
+
+LossName = Literal["grpo", "clip_higher", "dual_clip", "cispo"]
+MaskName = Literal["off_policy", "total_variation"]
+Importance = Literal["token", "sequence_truncate", "sequence_mask"]
+AtLeastOne = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 Progress = Callable[[int, int, Mapping[str, float]], None]
 """``progress(step, steps, metrics)``; raises TrainingStoppedError when the result is no longer wanted."""
@@ -42,15 +50,30 @@ class Episode:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Numbers of one batch, kept with it so that whoever takes it over trains it alike."""
+    """How one batch is trained, kept with it so that whoever takes it over trains it alike.
 
-    learning_rate: float
-    steps: int
-    minibatch: int
-    clip_epsilon: float
-    max_grad_norm: float
-    micro_tokens: int
+    What is None is left to others: ``learning_rate`` to ``recipes.learning_rate``, the bounds to the loss or mask that
+    is named (``learning/losses.py`` has the formula of each). Fields are only added, each with the default that older
+    batches were trained by.
+    """
+
+    learning_rate: Positive | None
+    steps: AtLeastOne
+    minibatch: AtLeastOne
+    clip_epsilon: Annotated[float, Field(gt=0, lt=1)]
+    max_grad_norm: Positive
+    micro_tokens: AtLeastOne
     seed: int
+    loss: LossName = "grpo"
+    clip_low: Annotated[float, Field(gt=0, le=1)] | None = None
+    clip_high: Positive | None = None
+    dual_clip: Annotated[float, Field(gt=1, allow_inf_nan=False)] = 3.0
+    kl_weight: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    importance: Importance = "token"
+    mask: MaskName | Literal["none"] = "none"
+    mask_bound: Positive | None = None
+    stop_kl: Positive | None = None
+    stop_ratio: Positive | None = None
 
 
 def recipe_of(batch_id: str, numbers: Mapping[str, Any]) -> dict[str, Any]:
@@ -74,7 +97,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Trained:
-    """``metrics`` holds finite numbers and ``curve``, one object a step.
+    """``metrics`` holds finite numbers and ``curve``, one object a step; ``stopped_early`` in it says why a batch did.
 
     ``weights`` has the mean importance weight of each stale run, ``skipped`` why a run could not be trained on.
     """

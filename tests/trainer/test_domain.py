@@ -130,6 +130,14 @@ def test_what_training_could_not_use_is_left_out_for_good() -> None:
     assert carries(one, group(one, member(EXACT, agent="b", score=0.0)), TERMS) == Never("mixed", one.barred or "")
 
 
+def test_what_a_badly_recorded_window_holds_waits() -> None:
+    members = (member(EXACT), member(EXACT, agent="b", score=0.0))
+    terms = replace(TERMS, min_quality=0.95)
+    for quality, want in ((None, ByGradient("exact")), (0.95, ByGradient("exact")), (0.9, None)):
+        found = carries(members[0], replace(group(*members), quality=quality), terms)
+        assert found == (want or NotYet("mixed", "its window's quality 0.900 is under 0.95"))
+
+
 def test_a_call_that_broke_takes_no_tokens_away_from_the_others() -> None:
     assert verdict(EXACT, replace(EXACT, response=None, token_ids=None, logprobs=None)) == ByGradient("exact")
 

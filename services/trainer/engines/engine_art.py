@@ -112,13 +112,15 @@ class ArtEngine:
     async def _run(self, backend: Any, model: Any, groups: Sequence[Any], job: Job) -> dict[str, float]:
         from art import TrainSFTConfig
 
+        given = job.recipe.learning_rate
+        rate = {} if given is None else {"learning_rate": given}  # else ART's own, of what it trains
         if job.method == "imitation":
             runs = [trajectory for group in groups for trajectory in group]
-            await model.train_sft(runs, TrainSFTConfig(learning_rate=job.recipe.learning_rate))
+            await model.train_sft(runs, TrainSFTConfig(**rate))
             return {"trajectories": float(len(runs))}
         if not any(len({trajectory.reward for trajectory in group}) > 1 for group in groups):
             raise GiveUpError(f"no group of batch {job.batch_id} has spread; ART would make a step of noise")
-        result = await backend.train(model, groups, learning_rate=job.recipe.learning_rate, scale_rewards=False)
+        result = await backend.train(model, groups, **rate, scale_rewards=False)
         try:
             await model.log(groups, metrics=result.metrics, step=result.step, split="train")
         except Exception as error:  # the step is made: a log that fails must not have it made again

@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 
-from services.trainer.learning.losses import OwnTokens, grpo_loss, imitation_loss
+from services.trainer.learning.losses import OwnTokens, imitation_loss, overshoot, policy_loss
 from services.trainer.learning.parts import Parts
 from services.trainer.learning.samples import Sample, Samples, run_key
+from services.trainer.recipes import learning_rate
 from services.trainer.training import Job, Progress
 from shared.errors import GiveUpError
 from shared.trajectories import RunKey
@@ -33,11 +34,13 @@ class Loop:
         A run whose own loss or gradient is not finite is left out, and the step made without it.
         """
         self.model.eval()  # dropout would part the policy that is trained from the one that was sampled
-        optimizer = torch.optim.AdamW(self.model.parameters(), lr=self.recipe.learning_rate, weight_decay=0.0)
+        rate = self.recipe.learning_rate or default_rate(self.model)
+        optimizer = torch.optim.AdamW(self.model.parameters(), lr=rate, weight_decay=0.0)
         for sample in samples:
             self.runs.setdefault(run_key(sample.episode), []).append(sample)
         curve: list[dict[str, float]] = []
         before: list[RunKey] = []
+        stopped: str | None = None
         for step, minibatch in enumerate(self._minibatches(), start=1):
             chosen = minibatch
             measured = self._gradient(chosen)
@@ -46,6 +49,8 @@ class Loop:
                 if not chosen:
                     continue
                 measured = self._gradient(chosen)
+            if curve and (stopped := overshoot(measured, self.recipe)):
+                break
             optimizer.step()
             before = chosen
             curve.append(measured)
@@ -59,6 +64,8 @@ class Loop:
             "sequences": len(kept),
             "own_tokens": sum(sample.own_tokens for sample in kept),
             "skipped": len(self.skipped),
+            "learning_rate": rate,
+            **({"stopped_early": stopped} if stopped else {}),
             "curve": curve,
         }
 
@@ -108,12 +115,10 @@ class Loop:
             if self.job.method == "imitation":
                 loss = imitation_loss(logprobs, tokens=tokens)
             else:
-                terms = grpo_loss(
-                    logprobs, own_tokens(part, logprobs), clip_epsilon=self.recipe.clip_epsilon, tokens=tokens
-                )
+                terms = policy_loss(logprobs, own_tokens(part, logprobs), self.recipe, tokens=tokens)
                 loss = terms.loss
-                totals["clipped"] = totals.get("clipped", 0.0) + float(terms.clipped) / tokens
-                totals["ratio"] = totals.get("ratio", 0.0) + float(terms.ratio) / tokens
+                for name, total in terms.sums.items():
+                    totals[name] = totals.get(name, 0.0) + float(total) / tokens
             loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
             totals["loss"] += float(loss.detach())
         return totals
@@ -128,7 +133,15 @@ def own_tokens(part: Sequence[Sample], like: torch.Tensor) -> OwnTokens:
         advantages=advantages.repeat_interleave(counts),
         weights=like.new_tensor([value for sample in part for value in sample.weight]),
         sequence=torch.arange(len(part), device=like.device).repeat_interleave(counts),
+        drawn_logprobs=like.new_tensor([value for sample in part for value in sample.drawn]),
     )
+
+
+def default_rate(model: torch.nn.Module) -> float:
+    """The learning rate for what of this model is trained: all of it, or an adapter beside frozen weights."""
+    parameters = list(model.parameters())
+    whole = all(parameter.requires_grad for parameter in parameters)
+    return learning_rate("full" if whole else "lora", sum(parameter.numel() for parameter in parameters))
 
 
 def _finite(measured: Mapping[str, float]) -> bool:

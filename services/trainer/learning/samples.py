@@ -21,12 +21,16 @@ Logprobs = Callable[[Sequence["Sample"]], "torch.Tensor"]
 
 @dataclass(frozen=True)
 class Sample:
-    """A sequence of an episode with what the loss needs: ``old`` and ``weight`` have one number an own token."""
+    """A sequence of an episode with what the loss needs, one number an own token.
+
+    ``old`` are the parent's log probabilities, ``drawn`` those of the version that drew the tokens.
+    """
 
     episode: Episode
     tokens: TokenSequence
     old: tuple[float, ...]
     weight: tuple[float, ...]
+    drawn: tuple[float, ...]
 
     @property
     def own_tokens(self) -> int:
@@ -80,7 +84,7 @@ class Samples:
         """A sequence of another version, or of another temperature than 1: its old logprobs are the parent's.
 
         The parent's at the temperature that was sampled at, whichever of the two a server records. What is stale gets
-        the truncated ratio to the recorded ones as weights.
+        the bounded ratio to the recorded ones as weights.
         """
         import torch
 
@@ -93,15 +97,15 @@ class Samples:
             parent = logprobs([sample])
         old = tuple(parent.tolist())
         if not stale:
-            return replace(sample, old=old)
-        weight = importance(parent, parent.new_tensor(sample.old))
+            return replace(sample, old=old, drawn=old)
+        weight = importance(parent, parent.new_tensor(sample.old), self.job.recipe.importance)
         self.importance_by_run[run_key(sample.episode)] = float(weight.mean())
         return replace(sample, old=old, weight=tuple(weight.tolist()))
 
 
 def _sample(episode: Episode, tokens: TokenSequence) -> Sample:
     old = tuple(value for value, own in zip(tokens.logprobs[1:], tokens.own[1:], strict=True) if own)
-    return Sample(episode, tokens, old, (1.0,) * len(old))
+    return Sample(episode, tokens, old, (1.0,) * len(old), old)
 
 
 def run_key(episode: Episode) -> RunKey:
