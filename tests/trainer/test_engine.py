@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -15,6 +16,7 @@ from services.trainer.domain import CallRecord, Label, Method
 from services.trainer.engines.engine_torch import TorchEngine
 from services.trainer.learning import checkpoint
 from services.trainer.learning.sequences import Conversation
+from services.trainer.recipes import learning_rate
 from services.trainer.training import Episode, Job, NothingToTrainError, Recipe, TrainingStoppedError
 from shared.errors import GiveUpError
 from tests.trainer.test_checkpoint import own_words
@@ -81,6 +83,38 @@ def test_the_same_batch_gives_the_same_weights(base: Path, tmp_path: Path) -> No
         TorchEngine(device="cpu").train(job(base, *episodes, minibatch=2), tmp_path / name, quiet)
     weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("one", "two")]
     assert weights[0] == weights[1] != (base / "model.safetensors").read_bytes()
+
+
+def test_a_batch_ends_before_the_step_that_goes_too_far(base: Path, tmp_path: Path) -> None:
+    episodes = (episode("a", 1.0, exact(base, PROMPT, GOOD)), episode("b", -1.0, exact(base, PROMPT, BAD)))
+    trained = TorchEngine(device="cpu").train(job(base, *episodes, steps=9, stop_kl=0.05), tmp_path, quiet)
+    curve = trained.metrics["curve"]
+    assert 1 <= len(curve) < 9
+    assert all(point["kl"] <= 0.05 for point in curve)
+    assert "over stop_kl 0.05" in trained.metrics["stopped_early"]
+    assert trained.metrics["learning_rate"] == RECIPE.learning_rate
+
+
+def test_without_a_rate_it_is_that_of_the_models_size(base: Path, tmp_path: Path) -> None:
+    runs = (episode("a", 1.0, exact(base, PROMPT, GOOD)), episode("b", -1.0, exact(base, PROMPT, BAD)))
+    trained = TorchEngine(device="cpu").train(job(base, *runs, steps=1, learning_rate=None), tmp_path, quiet)
+    weights = AutoModelForCausalLM.from_pretrained(base).num_parameters()
+    assert trained.metrics["learning_rate"] == learning_rate("full", weights)
+    assert trained.metrics["curve"][0]["kl"] == pytest.approx(0, abs=1e-5)
+
+
+def test_a_stale_sequence_too_far_from_the_parent_is_masked(base: Path, tmp_path: Path) -> None:
+    wanted = job(
+        base,
+        episode("near", 1.0, exact(base, PROMPT, GOOD, shift=-0.1), label="stale"),
+        episode("far", -1.0, exact(base, PROMPT, BAD, shift=-3.0), label="stale"),
+        importance="sequence_mask",
+        steps=1,
+    )
+    trained = TorchEngine(device="cpu").train(wanted, tmp_path, quiet)
+    assert trained.weights[("near", "run")] == pytest.approx(np.exp(0.2), rel=1e-3)
+    assert trained.weights[("far", "run")] == 0.0
+    assert trained.metrics["curve"][0]["masked"] == pytest.approx(1 / 3)
 
 
 def test_stale_runs_are_weighed_by_the_truncated_ratio(base: Path, tmp_path: Path) -> None:

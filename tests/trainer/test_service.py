@@ -167,6 +167,40 @@ async def test_readiness_says_what_is_missing_until_nothing_is(rig: Rig) -> None
     assert (await rig.bus.command("trainer", "readiness", {}))["ready"]
 
 
+async def test_a_batch_rests_hears_many_and_is_trained_by_its_policys_recipe(rig: Rig) -> None:
+    rig.start(
+        Held(),
+        tick_s=60.0,
+        min_trajectories=6,
+        min_windows=2,
+        max_agent_share=0.5,
+        cool_down_s=3600.0,
+        recipes={"default": {"loss": "cispo", "learning_rate": 2e-3}},
+    )
+    await rig.bus.broker.start()
+    await rig.promoted_base()
+
+    async def missing() -> list[str]:
+        return list((await rig.bus.command("trainer", "readiness", {}))["missing"])
+
+    await rig.world.exact_groups(3)
+    await rig.world.exact_groups(1, prefix="poor", window=1)
+    await rig.pool.execute("update windows set quality = 0.9 where starts_at > '2026-11-20T10:30Z'")
+    trained = await rig.bus.command("trainer", "train", {"min_agents": 3})  # nothing is missing but agents
+    assert trained["why_not"][0] == "grpo: 2 of 3 agents"
+    assert await missing() == ["grpo: groups of 1 of 2 windows"]
+    told = await rig.bus.command("trainer", "readiness", {})
+    assert told["left_out"] == {"its window's quality 0.900 is under 0.95": 2}
+    await rig.pool.execute("update windows set quality = 1")
+    assert await missing() == []
+    answer = await rig.bus.command("trainer", "train", {})
+    config = await rig.pool.fetchval("select config from batches where batch_id = $1", answer["batch_id"])
+    assert (config["recipe"]["loss"], config["recipe"]["learning_rate"]) == ("cispo", 2e-3)
+    assert config["agent_share"] == 0.5
+    await rig.pool.execute("update batches set state = 'trained', finished_at = now()")
+    assert (await missing())[-1].startswith("the last batch has just been trained; the next is made at ")
+
+
 async def test_an_operator_may_train_sooner_but_not_past_the_gate(rig: Rig) -> None:
     rig.start(Held(), tick_s=60.0)
     await rig.bus.broker.start()
