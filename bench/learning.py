@@ -2,8 +2,8 @@
 
 The market of ``examples/market`` and its weak trader, trained by the torch engine without servers: in each window a
 dozen agents decide about every symbol, the outcome ranks them, and one batch is trained. What a version earns is
-counted, not sampled: the probability of each decision times its expected profit, over windows that no batch has seen, as
-a share of what an oracle earns there that knows the expected return. Five seeds; 0.75 of it on average is wanted, none
+counted, not sampled: the probability of each decision times its expected profit, over windows that no batch has seen,
+as a share of what an oracle earns there that knows the expected return. Five seeds; 0.75 on average is wanted, none
 under 0.6.
 """
 
