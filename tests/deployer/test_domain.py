@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from services.deployer import domain
 from services.deployer.domain import Assignment, Deployment, Line, RoutedRun, Tally, Version, assignment, compared
-from services.deployer.planning import KEPT_PLANS, Shares, arms, coming_window, next_document
+from services.deployer.planning import KEPT_PLANS, Shares, arms, coming_window, in_use, next_document
 from services.deployer.sequential import Interval
 from services.deployer.settings import DeployerSettings
 from services.deployer.verdict_domain import Hold, Met, Promote, RollBack, Verdict, decide, lacking, summary
@@ -360,6 +360,18 @@ def test_a_document_keeps_its_newest_plans() -> None:
     assert document is not None
     assert len(document.plans) == KEPT_PLANS
     assert document.plans == sorted(document.plans, key=lambda plan: plan.effective_from)
+
+
+def test_a_version_is_in_use_until_the_last_run_of_its_plan_may_have_ended() -> None:
+    first = next_document(None, line(v0="promoted"), **making())
+    tried = next_document(first, line(v0="promoted", v1="canary"), **making())
+    ended = next_document(tried, line(v0="promoted", v1="rolled_back"), **making(now=NOON + timedelta(minutes=5)))
+    over = ended.plans[-1].effective_from
+    assert in_use(tried, NOON, 900) == {"v0", "v1"}  # its plan has not begun: it is held before it is asked
+    assert in_use(ended, over + timedelta(seconds=899), 900) == {"v0", "v1"}
+    assert in_use(ended, over + timedelta(seconds=900), 900) == {"v0"}
+    barred = ended.model_copy(update={"quarantined": ["v1"]})
+    assert in_use(barred, over, 900) == {"v0"}
 
 
 def test_nothing_is_routed_without_a_promoted_version() -> None:
