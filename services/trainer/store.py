@@ -295,7 +295,7 @@ class Store(GroupStore):
 
     async def unannounced_models(self) -> list[Record]:
         return await self._pool.fetch(
-            """select policy, version, parent, batch_id, artifact_sha256, method
+            """select policy, version, parent, batch_id, artifact_sha256, serving, adapter_of, method
                  from models where announced_at is null order by created_at, number limit 100"""
         )
 

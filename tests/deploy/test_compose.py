@@ -62,6 +62,7 @@ def test_a_secret_goes_only_where_it_is_used() -> None:
 
     assert holders("RATCHET_JUDGE_API_KEY") == {"scorer"}
     assert holders("RATCHET_ADMIN_TOKEN") == {"admin"}
+    assert holders("RATCHET_UPSTREAM_KEYS") == {"gateway", "deployer"}
 
 
 def test_the_broker_is_configured_as_the_rules_say() -> None:

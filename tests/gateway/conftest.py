@@ -12,6 +12,7 @@ from typing import Any
 
 import openai
 import pytest
+from pydantic import SecretStr
 from ratchet_sdk.events import LlmCallMade, step_events
 
 from services.gateway.backlog import opened
@@ -30,6 +31,7 @@ from tests.gateway.keyed import keyed
 from tests.gateway.standin import StandIn, listening
 
 WINDOW_S = 60
+PAID_KEY = "sk-nobody-must-see-this"
 NOON = datetime(2026, 11, 20, 12, tzinfo=UTC)
 
 
@@ -93,7 +95,8 @@ async def house(bus: Bus, tmp_path: Path) -> AsyncIterator[House]:
     routes, keys, health = RouteTable(bus, check_s=0.2), KeyTable(bus, name="g1", check_s=0.2), Health(bus)
     key = await keyed(bus, "a1")
     records = Records(bus, opened(tmp_path / "gateway-spool", 2**20), wait_s=0.5, memory_bytes=2**20)
-    targets = HttpTargets(timeout_s=0.5, connect_timeout_s=0.5, connections=20)
+    upstream_keys = {"paid": SecretStr(PAID_KEY)}
+    targets = HttpTargets(timeout_s=0.5, connect_timeout_s=0.5, connections=20, token="ours", keys=upstream_keys)
     gateway = Gateway(routes, targets, records, health, window_s=WINDOW_S)
     app = application(gateway, keys, body_limit_bytes=200_000, body_timeout_s=0.5)
     following = [asyncio.create_task(Periodic("follow", 0.1, each.follow).loop()) for each in (routes, keys)]
