@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 from services.trainer.batches import Batches, Wanted
+from services.trainer.child import MakeEngine
 from services.trainer.handlers import subscribe
+from services.trainer.jobs import Jobs
+from services.trainer.process import prepare
 from services.trainer.readiness_domain import Conditions
 from services.trainer.readings import Readings
 from services.trainer.recipes import Recipes
@@ -14,15 +18,17 @@ from services.trainer.service import Trainer
 from services.trainer.settings import TrainerSettings
 from services.trainer.store import Store
 from services.trainer.tracker_wandb import WandbTracker
-from services.trainer.training import Engine
 from shared import database
 from shared.artifacts import DirectoryStore
 from shared.aside import Aside
 from shared.bus import Bus
 from shared.database import Pool
+from shared.objects import Objects
 from shared.service import Periodic, run_service, serve
 from shared.settings import load
 from shared.telemetry import configure_logging
+
+FILES_EVERY_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -31,6 +37,7 @@ class Parts:
     batches: Batches
     readings: Readings
     tracker: WandbTracker
+    jobs: Jobs
 
     def tasks(self, settings: TrainerSettings) -> list[Periodic]:
         return [
@@ -38,20 +45,27 @@ class Parts:
             Periodic("read_runs", settings.sweep_s, self.readings.sweep),  # while it trains, too
             Periodic("announce_models", settings.sweep_s, self.trainer.announce_models),
             Periodic("log_batches", settings.sweep_s, self.tracker.sweep),
+            Periodic("sweep_files", FILES_EVERY_S, self.jobs.sweep),
         ]
 
 
-def engine(settings: TrainerSettings) -> Engine:
-    """The engine that the settings name; what it needs is imported only then."""
+def making(settings: TrainerSettings) -> MakeEngine:
+    """The engine that the settings name, for the process that trains: what it needs is imported there."""
     if settings.engine == "art":
-        from services.trainer.engines.engine_art import ArtEngine, backend_of
+        from services.trainer.engines.engine_art import art_engine
 
-        return ArtEngine(
-            lambda: backend_of(settings.art_backend), project=settings.art_project, base_model=settings.art_base_model
+        return partial(
+            art_engine,
+            kind=settings.art_backend,
+            project=settings.art_project,
+            base_model=settings.art_base_model,
         )
-    from services.trainer.engines.engine_torch import TorchEngine
+    from services.trainer.engines.engine_torch import torch_engine
 
-    return TorchEngine(device=settings.device)
+    return partial(torch_engine, device=settings.device, threads=settings.torch_threads)
+
+
+PRELOADED = {"torch": "services.trainer.engines.preload_torch", "art": "services.trainer.engines.preload_art"}
 
 
 def wanted(settings: TrainerSettings) -> Wanted:
@@ -83,43 +97,43 @@ def recipes(settings: TrainerSettings) -> Recipes:
     return Recipes(numbers, settings.recipes)
 
 
-def wire(settings: TrainerSettings, bus: Bus, pool: Pool, engine: Engine) -> Parts:
+def wire(settings: TrainerSettings, bus: Bus, pool: Pool, engine: MakeEngine) -> Parts:
     """All of the service on one bus and one pool, its subscriptions made and not yet started."""
     store, runs = Store(pool), StoredRuns(pool)
     readings = Readings(store, runs)
     batches = Batches(store, readings, wanted(settings), retry_s=settings.retry_s)
+    artifacts = DirectoryStore(settings.artifacts_dir)
+    jobs = Jobs(store, runs, artifacts, Objects(settings.artifacts_dir), settings.sabotage_version)
     trainer = Trainer(
         store,
         batches,
         readings,
-        runs,
+        jobs,
         bus,
-        DirectoryStore(settings.artifacts_dir),
+        artifacts,
         engine,
+        artifacts_dir=settings.artifacts_dir,
         lease_s=settings.lease_s,
         tick_s=settings.tick_s,
         retry_s=settings.retry_s,
-        sabotage_version=settings.sabotage_version,
+        checkpoint_s=settings.checkpoint_s,
         aside=Aside("trainer", pool),
     )
     subscribe(bus, trainer, batches)
     tracker = WandbTracker(
         store, directory=settings.wandb_dir, mode=settings.wandb_mode, project=settings.wandb_project
     )
-    return Parts(trainer, batches, readings, tracker)
+    return Parts(trainer, batches, readings, tracker, jobs)
 
 
 async def main() -> None:
     settings = load(TrainerSettings)
     configure_logging("trainer", settings.log_level)
-    if settings.engine == "torch":
-        import torch
-
-        torch.set_num_threads(settings.torch_threads)
+    prepare([PRELOADED[settings.engine]])
     url = settings.database_url.get_secret_value()
     async with database.pool(url, pool_size=settings.database_pool, application="trainer") as pool:
         bus = Bus(settings.nats_url, name="trainer")
-        parts = wire(settings, bus, pool, engine(settings))
+        parts = wire(settings, bus, pool, making(settings))
         await serve("trainer", settings, bus, pool=pool, tasks=parts.tasks(settings))
 
 

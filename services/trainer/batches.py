@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter as Counts
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import groupby
@@ -64,6 +64,9 @@ class Wanted:
     dropout: float = 0.0
     lookback_windows: int | None = None
     trust_agent_tokens: bool = False
+    force: bool = False
+    windows: Sequence[str] = ()
+    groups: Sequence[str] = ()
 
     def terms(self, parent: str, numbers: Mapping[str, int], quarantined: Mapping[str, str]) -> Terms:
         return Terms(
@@ -148,22 +151,46 @@ class Batches:
         iterations: int | None = None,
         dropout: float | None = None,
         lookback_windows: int | None = None,
+        force: bool = False,
+        windows: Sequence[str] = (),
+        groups: Sequence[str] = (),
     ) -> tuple[str | None, tuple[str, ...]]:
-        """An operator's wish: one group is enough, the gate holds nevertheless. (batch id, None) or (None, why not)."""
+        """An operator's wish: one group is enough, the gate holds nevertheless. (batch id, None) or (None, why not).
+
+        ``windows`` and ``groups``, where given, are all that it is made of. With ``force`` one agent is enough, and a
+        version on trial is no hindrance; a batch that is being trained always is.
+        """
         gate = await self._gate(policy)
+        if force:
+            gate = replace(gate, undecided=None, untried=None)
         if reasons := holds(gate):
             return None, tuple(reasons)
         wanted = replace(
             self._wanted,
             min_groups=1,
-            min_agents=self._wanted.min_agents if min_agents is None else min_agents,
+            min_agents=min_agents or (1 if force else self._wanted.min_agents),
             dropout=dropout or 0.0,
             lookback_windows=lookback_windows,
             conditions=self._wanted.conditions.at_an_operators_wish(),
             iterations=iterations,
+            force=force,
+            windows=tuple(windows),
+            groups=tuple(groups),
         )
         await self._readings.sweep()
+        if lacking := await self._lacking(policy, wanted):
+            return None, lacking
         return await self.claim(gate, wanted)
+
+    async def _lacking(self, policy: str, wanted: Wanted) -> tuple[str, ...]:
+        """What of the windows and groups that were asked for cannot be had, in words."""
+        rows, _ = await self._judged(policy, wanted)
+        windows, groups = {row["window_id"] for row in rows}, {row["group_id"] for row in rows}
+        why = "nothing of it is scored for this policy, or a batch holds it already"
+        return (
+            *(f"window {window}: {why}" for window in wanted.windows if window not in windows),
+            *(f"group {group}: {why}" for group in wanted.groups if group not in groups),
+        )
 
     async def claim(self, gate: Gate, wanted: Wanted) -> tuple[str | None, tuple[str, ...]]:
         """Keep the batch that the rules make of the groups at hand; (None, why not) where they make none."""
@@ -183,6 +210,7 @@ class Batches:
             entries,
             self._config(batch_id, gate.policy, method, wanted),
             empty=isinstance(found, Empty),
+            force=wanted.force,
         )
         if not kept:
             return None, ("another trainer was faster",)
@@ -239,7 +267,9 @@ class Batches:
         return wanted.terms(gate.parent or "", numbers, await self._store.quarantined(gate.policy))
 
     async def _judged(self, policy: str, wanted: Wanted) -> tuple[list[Record], list[Record]]:
-        rows = await self._store.unused_groups(policy, wanted.max_groups, wanted.lookback_windows)
+        rows = await self._store.unused_groups(
+            policy, wanted.max_groups, wanted.lookback_windows, windows=wanted.windows, groups=wanted.groups
+        )
         return rows, await self._store.judged([row["group_id"] for row in rows])
 
     async def _groups(self, policy: str, wanted: Wanted) -> tuple[list[ScoredGroup], int]:

@@ -67,7 +67,7 @@ class GroupStore:
             """select count(*) over ()::int as in_a_row, batch_id, coalesce(failure, 'no reason given') as reason,
                       finished_at as at
                  from batches
-                where policy = $1 and state = 'failed'
+                where policy = $1 and state in ('failed', 'cancelled')
                   and finished_at > coalesce((select max(finished_at) from batches
                                                where policy = $1 and state = 'trained'), '-infinity')
                 order by finished_at desc limit 1""",
@@ -83,8 +83,18 @@ class GroupStore:
         return found
 
     # groups ------------------------------------------------------------------------------------
-    async def unused_groups(self, policy: str, limit: int, lookback_windows: int | None = None) -> list[Record]:
+    async def unused_groups(
+        self,
+        policy: str,
+        limit: int,
+        lookback_windows: int | None = None,
+        *,
+        windows: Sequence[str] = (),
+        groups: Sequence[str] = (),
+    ) -> list[Record]:
         """(group_id, revision, homogeneous, window_id, its quality) of scored groups that no batch holds.
+
+        Of ``windows`` and ``groups`` alone, where any are given.
 
         Newest windows first. A batch holds its groups while it is claimed, and for good once something was made of it.
         """
@@ -92,6 +102,8 @@ class GroupStore:
             """select g.group_id, g.revision, g.homogeneous, g.window_id, w.quality
                  from groups g join windows w using (window_id)
                 where g.policy = $1 and g.state = 'scored'
+                  and (cardinality($4::text[]) = 0 or g.window_id = any($4))
+                  and (cardinality($5::text[]) = 0 or g.group_id = any($5))
                   and not exists (select from batch_trajectories t join batches b using (batch_id)
                                    where t.group_id = g.group_id and b.state in ('claimed', 'trained', 'empty'))
                   and ($3::int is null or w.starts_at >= (
@@ -103,6 +115,8 @@ class GroupStore:
             policy,
             limit,
             lookback_windows,
+            list(windows),
+            list(groups),
         )
 
     async def judged(self, group_ids: Sequence[str]) -> list[Record]:

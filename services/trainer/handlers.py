@@ -26,6 +26,18 @@ class Train(BaseModel):
     iterations: Annotated[int, Field(ge=1, le=100_000)] | None = None
     dropout: Annotated[Finite, Field(ge=0, lt=1)] | None = None
     lookback_windows: Annotated[int, Field(ge=1)] | None = None
+    force: bool = False
+    windows: Annotated[list[str], Field(max_length=1000)] = []
+    groups: Annotated[list[str], Field(max_length=1000)] = []
+
+
+class Cancel(BaseModel):
+    """The batch of that id, or the one of the policy that is being trained."""
+
+    policy: Policy = "default"
+    batch_id: Annotated[str, Field(max_length=200)] | None = None
+    by: Annotated[str, Field(max_length=200)] = "an operator"
+    reason: Annotated[str, Field(max_length=2000)] | None = None
 
 
 class AskReadiness(BaseModel):
@@ -44,6 +56,9 @@ def subscribe(bus: Bus, trainer: Trainer, batches: Batches) -> None:
         trainer.wake()
         return {"batch_id": batch_id, "why_not": list(why_not)}
 
+    async def cancel(request: Cancel) -> dict[str, Any]:
+        return {"cancelled": await trainer.cancel(request.policy, request.batch_id, request.by, request.reason)}
+
     async def readiness(request: AskReadiness) -> dict[str, Any]:
         found = await batches.readiness(request.policy)
         return {
@@ -59,4 +74,5 @@ def subscribe(bus: Bus, trainer: Trainer, batches: Batches) -> None:
     bus.consume(subjects.TRAINER_SCORED, GroupScored, scored, batch_size=256)
     bus.on_command("trainer", "register_base", RegisterBase, register_base)
     bus.on_command("trainer", "train", Train, train)
+    bus.on_command("trainer", "cancel", Cancel, cancel)
     bus.on_command("trainer", "readiness", AskReadiness, readiness)

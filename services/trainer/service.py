@@ -4,35 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import socket
 import tempfile
-import threading
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
 
 from prometheus_client import Counter, Histogram
 
+from services.trainer.attempt_store import AttemptState
 from services.trainer.batches import Batches
+from services.trainer.child import Done, Failed, MakeEngine, Order, Refused
 from services.trainer.domain import next_version
+from services.trainer.jobs import Jobs, Written
+from services.trainer.process import Died, Ended, Outcome, TrainingProcess
 from services.trainer.readings import Readings
-from services.trainer.records import records_of
-from services.trainer.runs import Runs
 from services.trainer.store import Lease, LeaseLostError, NewModel, Store
-from services.trainer.training import (
-    Engine,
-    Episode,
-    Job,
-    NothingToTrainError,
-    Progress,
-    Recipe,
-    Trained,
-    TrainingStoppedError,
-)
+from services.trainer.training import NothingToTrainError, Trained
+from services.trainer.watch import Announcer, Watch
 from shared.artifacts import Artifact, ArtifactStore, describe
 from shared.aside import Aside
 from shared.database import UNAVAILABLE, Record
 from shared.errors import GiveUpError, RatchetError
-from shared.events import LoopEvent, ModelTrained, TrainingProgress
+from shared.events import ModelTrained
 from shared.telemetry import logger
 from shared.trajectories import RunKey
 
@@ -42,11 +36,7 @@ TRAIN_SECONDS = Histogram(
     "Seconds from lease to registered version",
     buckets=(0.2, 0.5, 1, 2, 5, 15, 60, 300, 1800, 7200),
 )
-PROGRESS_EVENTS = 50
-
-
-class Announcer(Protocol):
-    async def announce(self, event: LoopEvent) -> None: ...
+HEARTBEAT_S = 2.0  # at the most: a cancelled batch is heard of by it
 
 
 class Trainer:
@@ -57,28 +47,31 @@ class Trainer:
         store: Store,
         batches: Batches,
         readings: Readings,
-        runs: Runs,
+        jobs: Jobs,
         announcer: Announcer,
         artifacts: ArtifactStore,
-        engine: Engine,
+        engine: MakeEngine,
         *,
+        artifacts_dir: Path,
         lease_s: float,
         tick_s: float,
         retry_s: float,
-        sabotage_version: int | None = None,
+        checkpoint_s: float,
         aside: Aside | None = None,
     ) -> None:
         self._store = store
         self._batches = batches
         self._readings = readings
-        self._runs = runs
+        self._jobs = jobs
         self._announcer = announcer
         self._artifacts = artifacts
         self._engine = engine
         self._lease_s = lease_s
         self._tick_s = tick_s
         self._retry_s = retry_s
-        self._sabotage_version = sabotage_version
+        self._checkpoint_s = checkpoint_s
+        self._artifacts_dir = artifacts_dir
+        self._name = f"{socket.gethostname()}:{os.getpid()}"
         self._woken = asyncio.Event()
         self._aside = aside or Aside("trainer")
 
@@ -102,7 +95,7 @@ class Trainer:
             logger().error("batch_given_up", batch=batch_id)
         await self._readings.sweep()
         await self._batches.claim_ready()
-        while (lease := await self._store.take(self._lease_s)) is not None:
+        while (lease := await self._store.take(self._lease_s, self._name)) is not None:
             await self.train(lease)
 
     # one batch ----------------------------------------------------------------------------------
@@ -111,129 +104,111 @@ class Trainer:
 
         An orderly stop gives the attempt back: only what crashed or failed counts.
         """
-        stop = threading.Event()
         log = logger().bind(policy=lease.policy, batch=lease.batch_id, token=lease.fencing_token)
-        heart = asyncio.create_task(self._heartbeat(lease, stop))
         outcome = "retried"
         try:
             with TRAIN_SECONDS.time(), tempfile.TemporaryDirectory(prefix="ratchet-train-") as temporary:
-                job, forgotten = await self._job(lease)
-                async with self._progress(lease, stop) as progress:
-                    trained = await asyncio.to_thread(self._engine.train, job, Path(temporary), progress)
-                await self._register(lease, job, trained, forgotten, Path(temporary))
-            outcome = "trained"
-        except (LeaseLostError, TrainingStoppedError):
+                written = await self._jobs.write(lease)
+                match await self._trained(lease, written, Path(temporary)):
+                    case Done(trained):
+                        await self._register(lease, written, trained, Path(temporary))
+                        outcome = "trained"
+                    case Refused(why, unusable):
+                        outcome = await self._fail(lease, why, unusable)
+                    case Failed(why, excused):
+                        await self._retry(lease, why, excused=excused)
+                    case Died(why):
+                        await self._retry(lease, why, excused=False, state="crashed")
+                    case Ended():
+                        raise LeaseLostError
+        except LeaseLostError:
             outcome = "lost"
-            log.warning("lease_lost", action="what was trained is dropped; the batch is another's")
+            log.warning("lease_lost", action="what was trained is dropped; the batch is another's, or cancelled")
         except GiveUpError as error:
-            outcome = "failed"
-            log.error("batch_failed", error=str(error))
             unusable = error.skipped if isinstance(error, NothingToTrainError) else {}
-            await self._store.fail(lease, str(error), unusable)
+            outcome = await self._fail(lease, str(error), unusable)
         except Exception as error:
             known = isinstance(error, (RatchetError, OSError, *UNAVAILABLE))
-            (log.warning if known else log.exception)("training_failed", error=str(error), attempt=lease.attempts)
-            pause_s = self._retry_s * 2 ** (lease.attempts - 1)
-            await self._store.retry(lease, f"{type(error).__name__}: {error}"[:500], pause_s, excused=known)
+            if not known:
+                log.exception("training_failed", error=str(error))
+            await self._retry(lease, f"{type(error).__name__}: {error}"[:500], excused=known)
         except asyncio.CancelledError:
-            stop.set()
             with contextlib.suppress(*UNAVAILABLE):
                 await self._store.release(lease)
             raise
         finally:
-            heart.cancel()
             BATCHES.labels(outcome).inc()
+            await self._tidy(lease)
 
-    async def _heartbeat(self, lease: Lease, stop: threading.Event) -> None:
+    async def _trained(self, lease: Lease, written: Written, directory: Path) -> Outcome:
+        """What came of a process of its own, which is ended where the lease is lost or we are told to stop."""
+        order = Order(
+            lease.batch_id,
+            lease.fencing_token,
+            written.home,
+            self._artifacts_dir,
+            written.parent,
+            directory,
+            self._engine,
+            self._checkpoint_s,
+        )
+        process = TrainingProcess(order, self._lease_s)
+        watch = Watch(lease, self._announcer, asyncio.get_running_loop())
+        heart = asyncio.create_task(self._heartbeat(lease, process, watch))
+        telling = asyncio.create_task(watch.publish())
+        try:
+            return await asyncio.to_thread(process.run, watch.told)
+        finally:
+            process.end()
+            heart.cancel()
+            watch.close()
+            await telling
+
+    async def _heartbeat(self, lease: Lease, process: TrainingProcess, watch: Watch) -> None:
+        """Prolong the lease, and keep how far it is; a process that is no longer wanted is ended."""
         while True:
-            await asyncio.sleep(self._lease_s / 3)
+            await asyncio.sleep(min(self._lease_s / 3, HEARTBEAT_S))
             try:
-                await self._store.heartbeat(lease, self._lease_s)
+                await self._store.heartbeat(lease, self._lease_s, watch.progress)
             except LeaseLostError:
-                stop.set()
+                process.end()
                 return
             except UNAVAILABLE as error:
                 logger().warning("heartbeat_missed", batch=lease.batch_id, error=str(error))
+            else:
+                process.held_for(self._lease_s)
 
-    @contextlib.asynccontextmanager
-    async def _progress(self, lease: Lease, stop: threading.Event) -> AsyncIterator[Progress]:
-        """A callback for the engine's thread; what it is told is published without holding the training up."""
-        loop = asyncio.get_running_loop()
-        queue: asyncio.Queue[TrainingProgress | None] = asyncio.Queue()
+    async def _fail(self, lease: Lease, why: str, unusable: Mapping[RunKey, str]) -> str:
+        logger().error("batch_failed", policy=lease.policy, batch=lease.batch_id, error=why)
+        await self._store.fail(lease, why, unusable)
+        return "failed"
 
-        def progress(step: int, steps: int, metrics: Mapping[str, float]) -> None:
-            if stop.is_set():
-                raise TrainingStoppedError
-            every = -(-steps // PROGRESS_EVENTS)
-            if metrics and (step % every == 0 or step == steps):
-                event = TrainingProgress(
-                    policy=lease.policy,
-                    batch_id=lease.batch_id,
-                    fencing_token=lease.fencing_token,
-                    step=step,
-                    steps=steps,
-                    metrics=dict(metrics),
-                )
-                loop.call_soon_threadsafe(queue.put_nowait, event)
+    async def _retry(self, lease: Lease, why: str, *, excused: bool, state: AttemptState = "retried") -> None:
+        logger().warning("training_failed", batch=lease.batch_id, error=why, attempt=lease.attempts, state=state)
+        pause_s = self._retry_s * 2 ** (lease.attempts - 1)
+        await self._store.retry(lease, why, pause_s, excused=excused, state=state)
 
-        publishing = asyncio.create_task(self._publish_progress(queue))
-        try:
-            yield progress
-        finally:
-            queue.put_nowait(None)
-            await publishing
-
-    async def _publish_progress(self, queue: asyncio.Queue[TrainingProgress | None]) -> None:
-        while (event := await queue.get()) is not None:
-            try:
-                await self._announcer.announce(event)
-            except RatchetError as error:
-                logger().warning("progress_not_published", batch=event.batch_id, error=str(error))
-
-    async def _job(self, lease: Lease) -> tuple[Job, dict[RunKey, str]]:
-        """What the engine gets, and the runs of the batch whose events are gone."""
-        members = await self._store.members(lease.batch_id)
-        keys = [(row["agent_id"], row["trajectory_id"]) for row in members]
-        loaded = await self._runs.load(keys)
-        episodes = [
-            Episode(**dict(row), calls=records_of(run))
-            for row in members
-            if (run := loaded.get((row["agent_id"], row["trajectory_id"]))) is not None
-        ]
-        forgotten = {key: "its events are no longer stored" for key in keys if key not in loaded}
-        if not episodes:
-            raise NothingToTrainError(
-                f"no run of batch {lease.batch_id} is stored any more; its bodies were forgotten", forgotten
-            )
-        sha256 = await self._store.artifact_of(lease.policy, lease.parent_version)
-        parent = await asyncio.to_thread(self._artifacts.open, sha256)
-        number = await self._store.next_number(lease.policy)
-        job = Job(
-            lease.batch_id,
-            lease.policy,
-            next_version(number),
-            lease.parent_version,
-            lease.method,
-            parent,
-            tuple(episodes),
-            Recipe(**lease.config["recipe"]),
-            sabotage=number == self._sabotage_version,
-        )
-        return job, forgotten
-
-    async def _register(
-        self, lease: Lease, job: Job, trained: Trained, forgotten: dict[RunKey, str], directory: Path
-    ) -> None:
+    async def _register(self, lease: Lease, written: Written, trained: Trained, directory: Path) -> None:
+        head = written.head
+        await self._store.heartbeat(lease, self._lease_s)  # whoever has lost it keeps no artifact either
         artifact = await asyncio.to_thread(self._artifacts.put, directory)
-        number = int(job.version.removeprefix("v"))
-        note = "fire drill: its weights were made worse on purpose" if job.sabotage else None
-        model = NewModel(job.version, number, artifact, trained.metrics, note)
-        await self._store.finish(lease, model, trained.weights, {**forgotten, **trained.skipped})
-        log = logger().bind(policy=lease.policy, batch=lease.batch_id, version=job.version)
-        if job.sabotage:
+        number = int(head.version.removeprefix("v"))
+        note = "fire drill: its weights were made worse on purpose" if head.sabotage else None
+        model = NewModel(head.version, number, artifact, trained.metrics, note)
+        await self._store.finish(lease, model, trained.weights, {**written.left_out, **trained.skipped})
+        log = logger().bind(policy=lease.policy, batch=lease.batch_id, version=head.version)
+        if head.sabotage:
             log.warning("sabotaged", note=note)
-        log.info("trained", method=job.method, runs=len(job.episodes), artifact=artifact.sha256)
+        log.info("trained", method=head.method, runs=written.episodes, artifact=artifact.sha256)
         await self.announce_models()
+
+    async def _tidy(self, lease: Lease) -> None:
+        """The attempt's files go, and all of a batch that has ended; what cannot go now is swept later."""
+        try:
+            await self._jobs.clear(lease)
+            await self._jobs.sweep()
+        except Exception as error:
+            logger().warning("files_left", batch=lease.batch_id, error=str(error))
 
     # announcing -----------------------------------------------------------------------------------
     async def announce_models(self) -> None:
@@ -246,6 +221,13 @@ class Trainer:
         await self._store.model_announced(row["policy"], row["version"])
 
     # commands -------------------------------------------------------------------------------------
+    async def cancel(self, policy: str, batch_id: str | None, by: str, reason: str | None) -> str:
+        """End a batch that is being trained, wherever; its id. Its groups go back. Raises GiveUpError."""
+        why = f"cancelled by {by}" + (f": {reason}" if reason else "")
+        cancelled = await self._store.cancel(policy, batch_id, why)
+        logger().warning("batch_cancelled", policy=policy, batch=cancelled, why=why)
+        return cancelled
+
     async def register_base(self, policy: str, artifact_sha256: str, note: str | None) -> str:
         """Make an artifact of the store a policy's v0, and announce it. Twice is once."""
         directory = await asyncio.to_thread(self._artifacts.open, artifact_sha256)

@@ -41,6 +41,9 @@ class TrainerSettings(Settings):
     max_grad_norm: float = Field(1.0, gt=0, description="longer gradients are scaled down to this")
     lease_s: float = Field(60.0, gt=0, description="without a heartbeat for this long, another trainer takes over")
     retry_s: float = Field(30.0, ge=0, description="pause after a failure; each further one doubles it, to an hour")
+    checkpoint_s: float = Field(
+        30.0, gt=0, description="seconds of training between checkpoints that a killed one goes on from"
+    )
     trust_agent_tokens: bool = Field(
         False, description="train by gradient on tokens that the gateway did not see: agents can invent them"
     )

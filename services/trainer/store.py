@@ -1,36 +1,20 @@
-"""The trainer's SQL of batches, models and artifacts; see group_store for what a batch is made of."""
+"""The trainer's SQL of batches, models and artifacts; group_store has what one is made of."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from services.trainer.attempt_store import MAX_ATTEMPTS as MAX_ATTEMPTS
+from services.trainer.attempt_store import AttemptStore
+from services.trainer.attempt_store import Lease as Lease
+from services.trainer.attempt_store import LeaseLostError as LeaseLostError
 from services.trainer.domain import Entry, Gate, Method
-from services.trainer.group_store import GroupStore
 from shared.artifacts import Artifact
 from shared.database import Connection, Record
-from shared.errors import GiveUpError, RetryLaterError
+from shared.errors import GiveUpError
 from shared.trajectories import RunKey
-
-MAX_ATTEMPTS = 3
-
-
-class LeaseLostError(RetryLaterError):
-    """Another trainer has taken the batch over: whatever this one has made of it is void."""
-
-
-@dataclass(frozen=True)
-class Lease:
-    """A batch that this process trains until ``fencing_token`` is no longer the newest."""
-
-    batch_id: str
-    policy: str
-    parent_version: str
-    method: Method
-    fencing_token: int
-    attempts: int
-    config: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -42,7 +26,7 @@ class NewModel:
     note: str | None
 
 
-class Store(GroupStore):
+class Store(AttemptStore):
     # batches -----------------------------------------------------------------------------------
     async def claim(
         self,
@@ -54,19 +38,22 @@ class Store(GroupStore):
         config: dict[str, Any],
         *,
         empty: bool = False,
+        force: bool = False,
     ) -> bool:
         """Keep a batch and its members, unless another trainer was faster or the line has moved on.
 
         Everything that the plan rested on is looked at again under a lock of the policy: the parent, the gate, that
         no batch holds any of the groups, and that none was judged anew. The batch is kept without a lease; whoever
-        calls ``take`` first gets it.
+        calls ``take`` first gets it. With ``force`` a version on trial is no hindrance; a batch that runs always is.
         """
         groups = sorted({entry.group_id for entry in entries})
         trained = sum(entry.left_out is None for entry in entries)
         async with self._pool.acquire() as connection, connection.transaction():
             await connection.execute("select pg_advisory_xact_lock(hashtextextended('trainer:' || $1, 0))", policy)
             gates = await self.gates(policy, connection)
-            if gates != [Gate(policy, parent)]:
+            if [replace(gate, untried=None, undecided=None) if force else gate for gate in gates] != [
+                Gate(policy, parent)
+            ]:
                 return False
             if await connection.fetchval(
                 """select exists (select from batch_trajectories join batches using (batch_id)
@@ -121,89 +108,6 @@ class Store(GroupStore):
             [entry.left_out for entry in entries],
         )
 
-    async def take(self, lease_s: float) -> Lease | None:
-        """A claimed batch that nobody holds, now held by the caller under a new fencing token."""
-        row = await self._pool.fetchrow(
-            """update batches
-                  set fencing_token = fencing_token + 1, attempts = attempts + 1,
-                      lease_until = now() + make_interval(secs => $1), excused = false
-                where batch_id = (select batch_id from batches
-                                   where state = 'claimed' and lease_until <= now() and attempts < $2
-                                   order by created_at limit 1 for update skip locked)
-            returning batch_id, policy, parent_version, method, fencing_token, attempts, config""",
-            lease_s,
-            MAX_ATTEMPTS,
-        )
-        return Lease(**row) if row else None
-
-    async def give_up_on_exhausted(self) -> list[str]:
-        """Fail what was begun ``MAX_ATTEMPTS`` times and never ended."""
-        rows = await self._pool.fetch(
-            """update batches set state = 'failed', finished_at = now(),
-                      failure = coalesce(failure || '; ', '') || 'given up after ' || attempts || ' attempts'
-                where state = 'claimed' and lease_until <= now() and attempts >= $1
-            returning batch_id""",
-            MAX_ATTEMPTS,
-        )
-        return [row["batch_id"] for row in rows]
-
-    async def heartbeat(self, lease: Lease, lease_s: float) -> None:
-        """Prolong a lease. Raises LeaseLostError when it is another's by now."""
-        held = await self._pool.fetchval(
-            """update batches set lease_until = now() + make_interval(secs => $3)
-                where batch_id = $1 and fencing_token = $2 and state = 'claimed' returning true""",
-            lease.batch_id,
-            lease.fencing_token,
-            lease_s,
-        )
-        if not held:
-            raise LeaseLostError(f"batch {lease.batch_id} is no longer held under token {lease.fencing_token}")
-
-    async def release(self, lease: Lease) -> None:
-        """Let another trainer have the batch at once: it was begun and did not fail, so the attempt is given back."""
-        await self._pool.execute(
-            """update batches set lease_until = now(), attempts = attempts - 1
-                where batch_id = $1 and fencing_token = $2 and state = 'claimed'""",
-            lease.batch_id,
-            lease.fencing_token,
-        )
-
-    async def retry(self, lease: Lease, failure: str, pause_s: float, *, excused: bool) -> None:
-        """Let the batch be begun again after a pause; ``excused`` where the world failed and not the batch."""
-        await self._pool.execute(
-            """update batches set lease_until = now() + make_interval(secs => $4), failure = $3, excused = $5
-                where batch_id = $1 and fencing_token = $2 and state = 'claimed'""",
-            lease.batch_id,
-            lease.fencing_token,
-            failure,
-            pause_s,
-            excused,
-        )
-
-    async def fail(self, lease: Lease, failure: str, unusable: Mapping[RunKey, str]) -> None:
-        """End a batch without a version: its groups go back, ``unusable`` runs are left out of every later one."""
-        async with self._pool.acquire() as connection, connection.transaction():
-            held = await connection.fetchval(
-                """update batches set state = 'failed', failure = $3, excused = false, finished_at = now()
-                    where batch_id = $1 and fencing_token = $2 and state = 'claimed' returning true""",
-                lease.batch_id,
-                lease.fencing_token,
-                failure,
-            )
-            if held:
-                await self._leave_out(connection, lease.batch_id, unusable)
-
-    async def _leave_out(self, connection: Connection, batch_id: str, unusable: Mapping[RunKey, str]) -> None:
-        await connection.execute(
-            """update batch_trajectories b set trained = false, left_out = s.reason, unusable = true
-                 from unnest($2::text[], $3::text[], $4::text[]) as s (agent_id, trajectory_id, reason)
-                where b.batch_id = $1 and b.agent_id = s.agent_id and b.trajectory_id = s.trajectory_id""",
-            batch_id,
-            [agent_id for agent_id, _ in unusable],
-            [trajectory_id for _, trajectory_id in unusable],
-            list(unusable.values()),
-        )
-
     async def members(self, batch_id: str) -> list[Record]:
         """(agent_id, trajectory_id, group_id, label, advantage, score) of what a batch trains on."""
         return await self._pool.fetch(
@@ -237,6 +141,7 @@ class Store(GroupStore):
             )
             if not held:
                 raise LeaseLostError(f"batch {lease.batch_id} is no longer held under token {lease.fencing_token}")
+            await self._end_attempt(connection, lease, "trained", None)
             await self._keep_artifact(connection, model.artifact)
             await connection.execute(
                 """insert into models

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from services.trainer.base import create_corpus_base
+from services.trainer.process import prepare
 from shared.artifacts import Artifact, DirectoryStore
 from shared.database import Pool
 from tests.trainer.world import World
@@ -21,6 +22,12 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("base")
     create_corpus_base(CORPUS, directory, 0, vocabulary=300, width=32)
     return directory
+
+
+@pytest.fixture(scope="session")
+def forks() -> None:
+    """Trainings are forked from a process that has imported torch, as those of the service are."""
+    prepare(["services.trainer.engines.preload_torch"])
 
 
 @pytest.fixture

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-import threading
+import os
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,9 @@ from ratchet_sdk.events import LlmCall
 
 from services.local.embedded import NatsServer
 from services.trainer.app import Parts, wire
-from services.trainer.engines.engine_torch import TorchEngine
+from services.trainer.child import MakeEngine
+from services.trainer.engines.engine_torch import torch_engine
 from services.trainer.settings import TrainerSettings
-from services.trainer.training import Engine, Job, Progress, Trained
 from shared import subjects, trajectories
 from shared.artifacts import Artifact, DirectoryStore
 from shared.bus import Bus
@@ -27,25 +28,10 @@ from shared.errors import GiveUpError
 from shared.events import GroupScored
 from shared.service import end
 from shared.streams import stream_end
+from tests.trainer.engines import Broken, Held
 from tests.trainer.world import World, call, talk
 
-
-@dataclass
-class Held:
-    """An engine that waits to be let go, so that a test can look at what holds meanwhile."""
-
-    began: threading.Event = field(default_factory=threading.Event)
-    let_go: threading.Event = field(default_factory=threading.Event)
-    jobs: list[Job] = field(default_factory=list)
-
-    def train(self, job: Job, directory: Path, progress: Progress) -> Trained:
-        self.jobs.append(job)
-        self.began.set()
-        while not self.let_go.wait(0.01):
-            progress(0, 1, {})
-        progress(1, 1, {"loss": 1.0})
-        (directory / "model.safetensors").write_text(job.version)
-        return Trained({"loss_first": 1.0, "loss_last": 0.5, "curve": [{"loss": 1.0}]})
+TORCH = partial(torch_engine, device="cpu", threads=1)
 
 
 @dataclass
@@ -57,7 +43,7 @@ class Rig:
     artifact: Artifact
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
-    def start(self, engine: Engine, bus: Bus | None = None, **changes: Any) -> tuple[Parts, asyncio.Task[None]]:
+    def start(self, engine: MakeEngine, bus: Bus | None = None, **changes: Any) -> tuple[Parts, asyncio.Task[None]]:
         """A replica with its periodic tasks running; the first task is the one that trains."""
         settings = self.settings.model_copy(update=changes)
         parts = wire(settings, bus or self.bus, self.pool, engine)
@@ -87,7 +73,13 @@ class Rig:
 
 @pytest.fixture
 async def rig(
-    bus: Bus, pool: Pool, database_url: str, artifacts: DirectoryStore, artifact: Artifact, tmp_path: Path
+    bus: Bus,
+    pool: Pool,
+    database_url: str,
+    artifacts: DirectoryStore,
+    artifact: Artifact,
+    tmp_path: Path,
+    forks: None,
 ) -> AsyncIterator[Rig]:
     settings = TrainerSettings(
         retry_s=0.0,
@@ -106,8 +98,15 @@ async def rig(
     await end(made.tasks)
 
 
+async def gone(process: int) -> None:
+    """Until no such process is there, be it a zombie."""
+    async with asyncio.timeout(20):
+        while os.path.exists(f"/proc/{process}"):  # noqa: ASYNC240  # a question to the kernel
+            await asyncio.sleep(0.01)
+
+
 async def test_scored_groups_become_a_version_that_is_announced(rig: Rig, artifacts: DirectoryStore) -> None:
-    rig.start(TorchEngine(device="cpu"), tick_s=60.0, wandb_mode="offline")
+    rig.start(TORCH, tick_s=60.0, wandb_mode="offline")
     await rig.bus.broker.start()
     await rig.promoted_base()
     await rig.world.exact_groups(4)
@@ -140,8 +139,8 @@ async def test_scored_groups_become_a_version_that_is_announced(rig: Rig, artifa
     assert list((rig.settings.wandb_dir / "wandb").glob(f"offline-run-*-{run_id}/run-{run_id}.wandb"))
 
 
-async def test_readiness_says_what_is_missing_until_nothing_is(rig: Rig) -> None:
-    parts, _ = rig.start(Held(), min_groups=3, tick_s=60.0)
+async def test_readiness_says_what_is_missing_until_nothing_is(rig: Rig, tmp_path: Path) -> None:
+    parts, _ = rig.start(Held(tmp_path / "engine"), min_groups=3, tick_s=60.0)
     await rig.bus.broker.start()
     with pytest.raises(GiveUpError, match="no base model"):
         await rig.bus.command("trainer", "readiness", {})
@@ -167,9 +166,9 @@ async def test_readiness_says_what_is_missing_until_nothing_is(rig: Rig) -> None
     assert (await rig.bus.command("trainer", "readiness", {}))["ready"]
 
 
-async def test_a_batch_rests_hears_many_and_is_trained_by_its_policys_recipe(rig: Rig) -> None:
+async def test_a_batch_rests_hears_many_and_is_trained_by_its_policys_recipe(rig: Rig, tmp_path: Path) -> None:
     rig.start(
-        Held(),
+        Held(tmp_path / "engine"),
         tick_s=60.0,
         min_trajectories=6,
         min_windows=2,
@@ -201,8 +200,8 @@ async def test_a_batch_rests_hears_many_and_is_trained_by_its_policys_recipe(rig
     assert (await missing())[-1].startswith("the last batch has just been trained; the next is made at ")
 
 
-async def test_an_operator_may_train_sooner_but_not_past_the_gate(rig: Rig) -> None:
-    rig.start(Held(), tick_s=60.0)
+async def test_an_operator_may_train_sooner_but_not_past_the_gate(rig: Rig, tmp_path: Path) -> None:
+    rig.start(Held(tmp_path / "engine"), tick_s=60.0)
     await rig.bus.broker.start()
     await rig.bus.command("trainer", "register_base", {"artifact_sha256": rig.artifact.sha256})
     asked: dict[str, Any] = {"iterations": 2, "dropout": 0.9, "lookback_windows": 1}
@@ -226,19 +225,20 @@ async def test_an_operator_may_train_sooner_but_not_past_the_gate(rig: Rig) -> N
     assert again == {"batch_id": None, "why_not": [f"batch {answer['batch_id']} is being trained"]}
 
 
-async def test_a_trainer_that_is_stopped_loses_nothing(rig: Rig, nats_server: NatsServer) -> None:
-    first, second = Held(), Held()
+async def test_a_trainer_that_is_stopped_loses_nothing(rig: Rig, nats_server: NatsServer, tmp_path: Path) -> None:
+    first, second = Held(tmp_path / "first"), Held(tmp_path / "second")
     _, training = rig.start(first)
     await rig.bus.broker.start()
     await rig.promoted_base()
     await rig.world.exact_groups(3)
-    assert await asyncio.to_thread(first.began.wait, 20)
+    process = await first.began()
     training.cancel()
     await asyncio.gather(training, return_exceptions=True)
+    await gone(process)
     other = Bus(nats_server.url, name="other")
     await other.connect()
     rig.start(second, bus=other)
-    second.let_go.set()
+    second.let_go()
     await rig.until("select state = 'trained' from batches")
     row = await rig.pool.fetchrow("select fencing_token, attempts from batches")
     assert tuple(row or ()) == (2, 1), "an orderly stop is no attempt"
@@ -246,33 +246,23 @@ async def test_a_trainer_that_is_stopped_loses_nothing(rig: Rig, nats_server: Na
     await other.close()
 
 
-async def test_a_trainer_that_lost_its_lease_leaves_nothing_behind(rig: Rig) -> None:
+async def test_a_trainer_that_lost_its_lease_leaves_nothing_behind(rig: Rig, tmp_path: Path) -> None:
     """As after kill -9 or a long pause: another has the batch, the first one comes back and is fenced."""
-    engine = Held()
+    engine = Held(tmp_path / "engine")
     rig.start(engine, lease_s=0.3)
     await rig.bus.broker.start()
     await rig.promoted_base()
     await rig.world.exact_groups(3)
-    assert await asyncio.to_thread(engine.began.wait, 20)
+    process = await engine.began()
     await rig.pool.execute(
         "update batches set fencing_token = 7, attempts = 2, lease_until = now() + interval '1 hour'"
     )
-    engine.began.clear()
-    await rig.until("select lease_until > now() + interval '50 minutes' from batches")
-    engine.let_go.set()
-    await asyncio.sleep(0.3)  # longer than a heartbeat: had it not been fenced, a version would be there
+    await gone(process)
+    engine.let_go()
     assert await rig.pool.fetchval("select count(*) from models") == 1
     await rig.pool.execute("update batches set lease_until = now()")
     await rig.until("select state = 'trained' from batches")
     assert await rig.pool.fetchval("select fencing_token from batches") == 8
-
-
-class Broken:
-    def train(self, job: Job, directory: Path, progress: Progress) -> Trained:
-        raise self.error
-
-    def __init__(self, error: Exception) -> None:
-        self.error = error
 
 
 async def test_what_can_never_be_trained_fails_at_once(rig: Rig) -> None:
@@ -296,7 +286,7 @@ async def test_what_fails_again_and_again_is_given_up(rig: Rig) -> None:
 
 
 async def test_only_the_winners_of_groups_with_spread_are_imitated(rig: Rig) -> None:
-    rig.start(TorchEngine(device="cpu"))
+    rig.start(TORCH)
     await rig.bus.broker.start()
     await rig.promoted_base()
     for number in range(3):
@@ -310,9 +300,8 @@ async def test_only_the_winners_of_groups_with_spread_are_imitated(rig: Rig) -> 
     assert metrics["loss_last"] < metrics["loss_first"]
 
 
-async def test_a_run_that_was_forgotten_is_left_out_and_said(rig: Rig) -> None:
-    engine = Held()
-    engine.let_go.set()
+async def test_a_run_that_was_forgotten_is_left_out_and_said(rig: Rig, tmp_path: Path) -> None:
+    engine = Held(tmp_path / "engine").let_go()
     parts, _ = rig.start(engine, tick_s=60.0)
     await rig.bus.broker.start()
     await rig.promoted_base()
@@ -326,9 +315,8 @@ async def test_a_run_that_was_forgotten_is_left_out_and_said(rig: Rig) -> None:
     assert len(engine.jobs[0].episodes) == 5
 
 
-async def test_nothing_is_claimed_while_a_version_is_undecided(rig: Rig) -> None:
-    engine = Held()
-    engine.let_go.set()
+async def test_nothing_is_claimed_while_a_version_is_undecided(rig: Rig, tmp_path: Path) -> None:
+    engine = Held(tmp_path / "engine").let_go()
     parts, _ = rig.start(engine, tick_s=60.0, sabotage_version=1)
     await rig.bus.broker.start()
     await rig.promoted_base()
@@ -348,8 +336,8 @@ async def test_nothing_is_claimed_while_a_version_is_undecided(rig: Rig) -> None
     ]
 
 
-async def test_untrainable_groups_are_recorded_once(rig: Rig) -> None:
-    parts, _ = rig.start(Held(), tick_s=60.0)
+async def test_untrainable_groups_are_recorded_once(rig: Rig, tmp_path: Path) -> None:
+    parts, _ = rig.start(Held(tmp_path / "engine"), tick_s=60.0)
     await rig.bus.broker.start()
     await rig.promoted_base()
     for number in range(3):
@@ -365,8 +353,8 @@ async def test_untrainable_groups_are_recorded_once(rig: Rig) -> None:
     assert await rig.pool.fetchval("select count(*) from batches") == 1
 
 
-async def test_a_base_that_is_no_artifact_is_refused(rig: Rig) -> None:
-    rig.start(Held(), tick_s=60.0)
+async def test_a_base_that_is_no_artifact_is_refused(rig: Rig, tmp_path: Path) -> None:
+    rig.start(Held(tmp_path / "engine"), tick_s=60.0)
     await rig.bus.broker.start()
     with pytest.raises(GiveUpError, match="is not in"):
         await rig.bus.command("trainer", "register_base", {"artifact_sha256": "0" * 64})
@@ -375,8 +363,8 @@ async def test_a_base_that_is_no_artifact_is_refused(rig: Rig) -> None:
         assert await rig.bus.command("trainer", "register_base", {"artifact_sha256": sha256}) == {"version": "v0"}
 
 
-async def test_an_unannounced_version_is_announced_by_the_sweep(rig: Rig) -> None:
-    parts, _ = rig.start(Held(), tick_s=60.0, sweep_s=60.0)
+async def test_an_unannounced_version_is_announced_by_the_sweep(rig: Rig, tmp_path: Path) -> None:
+    parts, _ = rig.start(Held(tmp_path / "engine"), tick_s=60.0, sweep_s=60.0)
     await rig.bus.broker.start()
     await rig.promoted_base()
     await rig.pool.execute("update models set announced_at = null")  # killed between the announcement and its mark
@@ -385,8 +373,8 @@ async def test_an_unannounced_version_is_announced_by_the_sweep(rig: Rig) -> Non
     assert len(await rig.messages(subjects.MODEL_TRAINED)) == 1
 
 
-async def test_readiness_reads_no_body(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    parts, _ = rig.start(Held(), tick_s=60.0, sweep_s=60.0, min_groups=50)
+async def test_readiness_reads_no_body(rig: Rig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    parts, _ = rig.start(Held(tmp_path / "engine"), tick_s=60.0, sweep_s=60.0, min_groups=50)
     await rig.bus.broker.start()
     await rig.promoted_base()
     await rig.world.exact_groups(20)
@@ -409,10 +397,9 @@ def cut(number: int) -> LlmCall:
     return call(f"cut{number}", [5], [6], [-1.0]).model_copy(update={"sampling": {"top_p": 0.9}})
 
 
-async def test_one_run_or_policy_that_cannot_be_read_stops_no_other(rig: Rig) -> None:
+async def test_one_run_or_policy_that_cannot_be_read_stops_no_other(rig: Rig, tmp_path: Path) -> None:
     """What an agent may publish, and what only a fault of ours can leave: bytes that do not unpack."""
-    engine = Held()
-    engine.let_go.set()
+    engine = Held(tmp_path / "engine").let_go()
     parts, _ = rig.start(engine, tick_s=60.0, sweep_s=60.0)
     await rig.bus.broker.start()
     await rig.promoted_base()

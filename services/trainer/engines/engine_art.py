@@ -47,6 +47,13 @@ def backend_of(kind: Literal["serverless", "local"]) -> Any:
     return LocalBackend() if kind == "local" else ServerlessBackend()
 
 
+def art_engine(
+    checkpoints: object, *, kind: Literal["serverless", "local"], project: str, base_model: str
+) -> ArtEngine:
+    """The engine of a process of its own; ART keeps checkpoints itself."""
+    return ArtEngine(lambda: backend_of(kind), project=project, base_model=base_model)
+
+
 class ArtEngine:
     def __init__(self, make_backend: Callable[[], Any], *, project: str, base_model: str) -> None:
         self._make_backend = make_backend

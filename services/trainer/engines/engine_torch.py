@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from services.trainer.learning import checkpoint
 from services.trainer.learning.samples import Samples
 from services.trainer.training import Job, Progress, Trained
 
+if TYPE_CHECKING:
+    from services.trainer.learning.resume import Checkpoints
+
+
+def torch_engine(checkpoints: Checkpoints, *, device: str, threads: int) -> TorchEngine:
+    """The engine of a process of its own, which it gives so many threads."""
+    import torch
+
+    torch.set_num_threads(threads)
+    return TorchEngine(device=device, checkpoints=checkpoints)
+
 
 class TorchEngine:
     """Reads the parent, makes the steps of ``learning/loop.py`` and writes the version."""
 
-    def __init__(self, *, device: str = "auto") -> None:
+    def __init__(self, *, device: str = "auto", checkpoints: Checkpoints | None = None) -> None:
         self._device = device
+        self._checkpoints = checkpoints
 
     def train(self, job: Job, directory: Path, progress: Progress) -> Trained:
         import torch
@@ -28,7 +41,7 @@ class TorchEngine:
         likelihood = Likelihood(model)
         parts = Parts(likelihood, micro_tokens=job.recipe.micro_tokens)
         samples = Samples(job, vocabulary=likelihood.vocabulary, context=likelihood.context)
-        loop = Loop(job, model, parts, samples, progress)
+        loop = Loop(job, model, parts, samples, progress, self._checkpoints)
         metrics = loop.run(samples.read(tokenizer, parts.logprobs))
         if job.sabotage:
             checkpoint.make_worse(model, job.recipe.seed)

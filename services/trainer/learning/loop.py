@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-import random
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
 from services.trainer.learning.losses import OwnTokens, imitation_loss, overshoot, policy_loss
 from services.trainer.learning.parts import Parts
+from services.trainer.learning.resume import Checkpoints, NoCheckpoints, Order, put_back, taken
 from services.trainer.learning.samples import Sample, Samples, run_key
 from services.trainer.recipes import learning_rate
 from services.trainer.training import Job, Progress
@@ -21,8 +22,17 @@ from shared.trajectories import RunKey
 class Loop:
     """AdamW over shuffled minibatches of whole runs, the gradient gathered in parts that fit into memory."""
 
-    def __init__(self, job: Job, model: Any, parts: Parts, samples: Samples, progress: Progress) -> None:
+    def __init__(
+        self,
+        job: Job,
+        model: Any,
+        parts: Parts,
+        samples: Samples,
+        progress: Progress,
+        checkpoints: Checkpoints | None = None,
+    ) -> None:
         self.job, self.model, self.parts, self.progress = job, model, parts, progress
+        self.checkpoints = checkpoints or NoCheckpoints()
         self.recipe = job.recipe
         self.skipped = samples.skipped
         self._nothing_left = samples.nothing_left
@@ -38,11 +48,14 @@ class Loop:
         optimizer = torch.optim.AdamW(self.model.parameters(), lr=rate, weight_decay=0.0)
         for sample in samples:
             self.runs.setdefault(run_key(sample.episode), []).append(sample)
-        curve: list[dict[str, float]] = []
-        before: list[RunKey] = []
         stopped: str | None = None
-        for step, minibatch in enumerate(self._minibatches(), start=1):
-            chosen = minibatch
+        order = Order(self.recipe, len(self.runs))
+        done, curve, before = self._go_on(optimizer, order)
+        pace = Pace(self.recipe.steps - done)
+        for step in range(done + 1, self.recipe.steps + 1):
+            chosen = order.next(self.runs)
+            if not chosen:
+                break
             measured = self._gradient(chosen)
             if not _finite(measured):
                 chosen = self._without_culprits(step, chosen, before)
@@ -53,8 +66,10 @@ class Loop:
                 break
             optimizer.step()
             before = chosen
-            curve.append(measured)
-            self.progress(step, self.recipe.steps, measured)
+            curve.append({**measured, "reward": self._reward(chosen)})
+            self.progress(step, self.recipe.steps, {**curve[-1], **pace.after(step - done, self._own_tokens(chosen))})
+            if step < self.recipe.steps and self.checkpoints.due():
+                self.checkpoints.save(step, self._state(optimizer, order, step, curve, before))
         if not curve:
             raise self._nothing_left()
         kept = [sample for samples in self.runs.values() for sample in samples]
@@ -91,20 +106,38 @@ class Loop:
             raise GiveUpError(f"step {step} of batch {self.job.batch_id} is not finite; lower the learning rate")
         return fine
 
-    def _minibatches(self) -> Iterator[list[RunKey]]:
-        """Shuffled by the batch's seed; large enough that the steps see every run at least once."""
-        shuffled = random.Random(self.recipe.seed)  # noqa: S311  # an order that can be repeated, not a secret
-        size = min(len(self.runs), max(self.recipe.minibatch, -(-len(self.runs) // self.recipe.steps)))
-        waiting: list[RunKey] = []
-        for _ in range(self.recipe.steps):
-            waiting = [run for run in waiting if run in self.runs]
-            if len(waiting) < size:
-                fresh = [run for run in self.runs if run not in set(waiting)]
-                shuffled.shuffle(fresh)
-                waiting += fresh
-            chosen, waiting = waiting[:size], waiting[size:]
-            if chosen:
-                yield chosen
+    def _state(
+        self,
+        optimizer: torch.optim.Optimizer,
+        order: Order,
+        step: int,
+        curve: list[dict[str, float]],
+        before: list[RunKey],
+    ) -> dict[str, Any]:
+        """All that the next step depends on, in what a checkpoint may hold."""
+        rest = {"step": step, "order": order.state(), "curve": curve, "before": before, "skipped": self.skipped}
+        return {**taken(self.model, optimizer), **rest}
+
+    def _go_on(
+        self, optimizer: torch.optim.Optimizer, order: Order
+    ) -> tuple[int, list[dict[str, float]], list[RunKey]]:
+        """Be where the last checkpoint was taken, or at the beginning: steps made, their curve, the last minibatch."""
+        state = self.checkpoints.newest()
+        if state is None:
+            return 0, [], []
+        put_back(state, self.model, optimizer)
+        order.restore(state["order"])
+        self.skipped.update(state["skipped"])
+        for key in self.skipped.keys() & self.runs.keys():
+            del self.runs[key]
+        return state["step"], list(state["curve"]), list(state["before"])
+
+    def _own_tokens(self, chosen: Sequence[RunKey]) -> int:
+        return sum(sample.own_tokens for key in chosen for sample in self.runs[key])
+
+    def _reward(self, chosen: Sequence[RunKey]) -> float:
+        """The judge's mean score of these runs."""
+        return sum(self.runs[key][0].episode.score for key in chosen) / len(chosen)
 
     def _accumulate(self, minibatch: Sequence[Sample]) -> dict[str, float]:
         tokens = float(sum(sample.own_tokens for sample in minibatch))
@@ -142,6 +175,21 @@ def default_rate(model: torch.nn.Module) -> float:
     parameters = list(model.parameters())
     whole = all(parameter.requires_grad for parameter in parameters)
     return learning_rate("full" if whole else "lora", sum(parameter.numel() for parameter in parameters))
+
+
+class Pace:
+    """How fast a training of so many steps is, since it began or went on."""
+
+    def __init__(self, steps: int) -> None:
+        self._steps = steps
+        self._began_s = time.monotonic()
+        self._tokens = 0
+
+    def after(self, made: int, tokens: int) -> dict[str, float]:
+        """After ``made`` steps, the last on so many own tokens: own tokens a second, seconds to the last."""
+        self._tokens += tokens
+        took_s = max(time.monotonic() - self._began_s, 1e-9)
+        return {"tokens_per_s": self._tokens / took_s, "eta_s": took_s / made * (self._steps - made)}
 
 
 def _finite(measured: Mapping[str, float]) -> bool:

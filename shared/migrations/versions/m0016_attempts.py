@@ -1,3 +1,5 @@
+"""Attempts: each time that a batch was begun; a batch can be cancelled."""
+
 from pathlib import Path
 
 from alembic import op
