@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from services.trainer.batches import Batches, Wanted
 from services.trainer.handlers import subscribe
+from services.trainer.lines import Lines
 from services.trainer.readings import Readings
 from services.trainer.runs import StoredRuns
 from services.trainer.service import Trainer
@@ -74,7 +75,7 @@ def wanted(settings: TrainerSettings) -> Wanted:
 
 def wire(settings: TrainerSettings, bus: Bus, pool: Pool, engine: Engine) -> Parts:
     """All of the service on one bus and one pool, its subscriptions made and not yet started."""
-    store, runs = Store(pool), StoredRuns(pool)
+    store, runs, artifacts = Store(pool), StoredRuns(pool), DirectoryStore(settings.artifacts_dir)
     readings = Readings(store, runs)
     batches = Batches(store, readings, wanted(settings), retry_s=settings.retry_s)
     trainer = Trainer(
@@ -83,7 +84,7 @@ def wire(settings: TrainerSettings, bus: Bus, pool: Pool, engine: Engine) -> Par
         readings,
         runs,
         bus,
-        DirectoryStore(settings.artifacts_dir),
+        artifacts,
         engine,
         lease_s=settings.lease_s,
         tick_s=settings.tick_s,
@@ -91,7 +92,7 @@ def wire(settings: TrainerSettings, bus: Bus, pool: Pool, engine: Engine) -> Par
         sabotage_version=settings.sabotage_version,
         aside=Aside("trainer", pool),
     )
-    subscribe(bus, trainer, batches)
+    subscribe(bus, trainer, batches, Lines(store, artifacts, trainer.announce_models))
     tracker = WandbTracker(
         store, directory=settings.wandb_dir, mode=settings.wandb_mode, project=settings.wandb_project
     )

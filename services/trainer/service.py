@@ -28,7 +28,7 @@ from services.trainer.training import (
     Trained,
     TrainingStoppedError,
 )
-from shared.artifacts import Artifact, ArtifactStore, describe
+from shared.artifacts import ArtifactStore
 from shared.aside import Aside
 from shared.database import UNAVAILABLE, Record
 from shared.errors import GiveUpError, RatchetError
@@ -205,7 +205,7 @@ class Trainer:
             raise NothingToTrainError(
                 f"no run of batch {lease.batch_id} is stored any more; its bodies were forgotten", forgotten
             )
-        sha256 = await self._store.artifact_of(lease.policy, lease.parent_version)
+        sha256 = await self._store.weights_of(lease.batch_id)
         parent = await asyncio.to_thread(self._artifacts.open, sha256)
         number = await self._store.next_number(lease.policy)
         job = Job(
@@ -244,12 +244,3 @@ class Trainer:
     async def _announce(self, row: Record) -> None:
         await self._announcer.announce(ModelTrained(**dict(row)))
         await self._store.model_announced(row["policy"], row["version"])
-
-    # commands -------------------------------------------------------------------------------------
-    async def register_base(self, policy: str, artifact_sha256: str, note: str | None) -> str:
-        """Make an artifact of the store a policy's v0, and announce it. Twice is once."""
-        directory = await asyncio.to_thread(self._artifacts.open, artifact_sha256)
-        artifact: Artifact = await asyncio.to_thread(describe, directory)
-        await self._store.register_base(policy, artifact, note)
-        await self.announce_models()
-        return next_version(0)
