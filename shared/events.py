@@ -116,7 +116,11 @@ class TrainingProgress(LoopEvent):
 
 
 class ModelTrained(LoopEvent):
-    """A new version exists. ``method`` is ``base`` for a version that was registered and not trained."""
+    """A new version exists. ``method`` is ``base`` for a version that was registered and not trained.
+
+    It has an artifact, in ``adapter_of`` the artifact that this is an adapter over, or in ``serving`` an endpoint that
+    answers for it: kind, base_url, model, and the name of a credential.
+    """
 
     subject: ClassVar[str] = subjects.MODEL_TRAINED
 
@@ -124,7 +128,9 @@ class ModelTrained(LoopEvent):
     version: str
     parent: str | None = None
     batch_id: str | None = None
-    artifact_sha256: str
+    artifact_sha256: str | None = None
+    serving: dict[str, Any] | None = None
+    adapter_of: str | None = None
     method: Literal["base", "grpo", "imitation"]
 
     @property

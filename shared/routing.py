@@ -10,9 +10,23 @@ import hashlib
 from datetime import datetime
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, Field, model_validator
 from ratchet_sdk.events import Instant, Policy
 from ratchet_sdk.sampling import NEUTRAL
+
+Kind = Literal["inference", "vllm", "openai"]
+Adds = Literal["logprobs", "return_token_ids", "stream_options"]
+ADDS: tuple[Adds, ...] = ("logprobs", "return_token_ids", "stream_options")
+Credential = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
+
+
+def _known(name: str) -> str:
+    if name not in NEUTRAL:
+        raise ValueError(f"no neutral value is known of {name}; choose of {list(NEUTRAL)}")
+    return name
+
+
+Neutral = Annotated[str, AfterValidator(_known)]
 
 
 class Arm(BaseModel):
@@ -36,23 +50,20 @@ class Plan(BaseModel):
 
 
 class Target(BaseModel):
-    """Where a version answers: ``model`` is what to ask the inference server at ``base_url`` for.
+    """Where a version answers: ``model`` is what to ask the server at ``base_url`` for.
 
-    ``neutral`` names the sampling parameters that the gateway writes out at their neutral value where a client says
-    nothing, so that the server does not fill in its own. A server that refuses a name is given a shorter list.
+    ``credential`` names a key in the caller's own settings. ``neutral`` names the sampling parameters that the gateway
+    writes out at their neutral value where a client says nothing, so that the server does not fill in its own;
+    ``adds`` what else it may add to a request. A server that refuses a name is given a shorter list.
     """
 
+    kind: Kind = "inference"
     base_url: str
     model: str
-    artifact_sha256: str
-    neutral: list[str] = Field(default_factory=lambda: list(NEUTRAL))
-
-    @field_validator("neutral")
-    @classmethod
-    def _known(cls, neutral: list[str]) -> list[str]:
-        if unknown := set(neutral) - NEUTRAL.keys():
-            raise ValueError(f"no neutral value is known of {', '.join(sorted(unknown))}; choose of {list(NEUTRAL)}")
-        return neutral
+    artifact_sha256: str | None = None
+    credential: Credential | None = None
+    neutral: list[Neutral] = Field(default_factory=lambda: list(NEUTRAL))
+    adds: list[Adds] = Field(default_factory=lambda: list(ADDS))
 
 
 class RouteDocument(BaseModel):

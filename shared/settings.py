@@ -19,7 +19,7 @@ S = TypeVar("S", bound="Settings")
 
 
 class Settings(BaseSettings):
-    model_config = SettingsConfigDict(env_prefix="RATCHET_", extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="RATCHET_", extra="ignore", hide_input_in_errors=True)
 
     nats_url: str = Field("nats://127.0.0.1:4222", description="NATS server, with JetStream")
     database_url: SecretStr = Field(

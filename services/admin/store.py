@@ -141,8 +141,9 @@ class Store:
         ``windows`` and ``difference``: evidence against the control it is or was tried against.
         """
         return await self._all(
-            """select m.policy, m.version, m.number, m.parent, m.method, m.batch_id, m.artifact_sha256, m.note,
-                      m.metrics, m.created_at, d.state, d.control, d.reason, d.evidence, d.effective_from,
+            """select m.policy, m.version, m.number, m.parent, m.method, m.batch_id, m.artifact_sha256, m.serving,
+                      m.adapter_of, m.note, m.metrics, m.created_at, d.mismatch, d.verification,
+                      d.state, d.control, d.reason, d.evidence, d.effective_from,
                       d.deadline_at, d.decided_at, q.reason as quarantined, e.windows, e.difference,
                       a.runs, a.mean_reward
                  from (select * from models where $1::text is null or policy = $1

@@ -224,7 +224,8 @@ def models(
     if as_json:
         print_json(rows)
         return
-    columns = ("policy", "version", "state", "share", "evidence", "runs", "reward", "parent", "method", "artifact")
+    standing = ("policy", "version", "state", "share", "evidence", "runs", "reward")
+    columns = (*standing, "parent", "method", "mismatch", "answers")
     cells = [
         (
             *(row[k] for k in ("policy", "version")),
@@ -234,11 +235,12 @@ def models(
             row["runs"] or 0,
             row["mean_reward"],
             *(row[k] for k in ("parent", "method")),
-            row["artifact_sha256"][:12],
+            row["mismatch"],
+            row["serving"]["model"] if row["serving"] else row["artifact_sha256"][:12],
         )
         for row in rows
     ]
-    console().print(table("", columns, cells, right=("share", "runs", "reward"), wrap=("evidence",)))
+    console().print(table("", columns, cells, right=("share", "runs", "reward", "mismatch"), wrap=("evidence",)))
 
 
 def evidence(row: dict[str, Any]) -> str:

@@ -133,7 +133,7 @@ async def live_artifacts(pool: Pool) -> list[Row]:
     rows = await pool.fetch(
         """select m.policy, m.version, m.artifact_sha256
              from models m left join deployments d using (policy, version)
-            where d.state in ('verifying', 'canary', 'promoted') or m.number = 0
+            where (d.state in ('verifying', 'canary', 'promoted') or m.number = 0) and m.artifact_sha256 is not null
             order by m.policy, m.number"""
     )
     return [dict(row) for row in rows]

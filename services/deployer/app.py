@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from services.deployer.handlers import subscribe
-from services.deployer.inference import InferenceProbe
 from services.deployer.routes import RouteBucket
 from services.deployer.service import Deployer
+from services.deployer.serving.places import Places
 from services.deployer.settings import DeployerSettings
 from services.deployer.store import Store
 from shared import database
@@ -23,19 +23,13 @@ async def main() -> None:
     settings = load(DeployerSettings)
     configure_logging("deployer", settings.log_level)
     bus = Bus(settings.nats_url, name="deployer")
-    artifacts = DirectoryStore(settings.artifacts_dir)
-    probe = InferenceProbe(
-        settings.inference_url,
-        artifacts,
-        timeout_s=settings.verify_timeout_s,
-        token=settings.inference_token.get_secret_value() if settings.inference_token else None,
-    )
+    places = Places(settings, DirectoryStore(settings.artifacts_dir))
     url = settings.database_url.get_secret_value()
     try:
         async with database.pool(url, pool_size=settings.database_pool, application="deployer") as pool:
             store = Store(pool)
             aside = Aside("deployer", pool)
-            deployer = Deployer(store, probe, RouteBucket(bus, store.newest_document), bus, settings, aside)
+            deployer = Deployer(store, places, RouteBucket(bus, store.newest_document), bus, settings, aside)
             subscribe(bus, deployer)
             await serve(
                 "deployer",
@@ -44,6 +38,7 @@ async def main() -> None:
                 pool=pool,
                 tasks=[
                     Periodic("verify", settings.tick_s, deployer.verify_due),
+                    Periodic("serving", settings.sweep_s, deployer.keep_served),
                     Periodic("deadlines", settings.tick_s, deployer.end_overdue),
                     Periodic("purge", PURGE_S, Purging(bus, "LOOP").round),
                     Periodic("sweep", settings.sweep_s, deployer.sweep),
@@ -51,7 +46,7 @@ async def main() -> None:
                 ],
             )
     finally:
-        await probe.close()
+        await places.close()
 
 
 def run() -> None:

@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from prometheus_client import Counter
 
 from services.deployer import verdict_domain
-from services.deployer.domain import Deployment, Line
+from services.deployer.domain import Deployment, Line, Version
 from services.deployer.planning import Shares, next_document
 from services.deployer.sequential import Interval
 from services.deployer.settings import DeployerSettings
 from services.deployer.store import Store
 from services.deployer.verdict_domain import RollBack
 from shared.database import Connection
+from shared.routing import Target
 from shared.telemetry import logger
 
 VERDICTS = Counter("ratchet_deployer_verdicts_total", "Verdicts on versions, by what was decided and why", ["verdict"])
 
 
 class Deciding:
-    def __init__(self, store: Store, settings: DeployerSettings) -> None:
+    def __init__(self, store: Store, target_of: Callable[[Version], Target], settings: DeployerSettings) -> None:
         self._store = store
+        self._target_of = target_of
         self._settings = settings
         self._shares = Shares(settings.canary_share, settings.base_share, settings.anchor_share)
 
@@ -89,7 +92,7 @@ class Deciding:
             await self._store.line(c, policy),
             shares=self._shares,
             quarantined=await self._store.quarantined(c, policy),
-            inference_url=self._settings.inference_url,
+            target_of=self._target_of,
             now=datetime.now(UTC),
             window_s=self._settings.window_s,
             salt=last.salt if last else secrets.token_hex(8),

@@ -17,16 +17,24 @@ HEALTH_REQUESTS = 20
 FELL = ("rolled_back", "refused", "held")
 
 
-@dataclass(frozen=True)
-class Deployment:
-    """A version of a policy and where it stands."""
+@dataclass(frozen=True, kw_only=True)
+class Version:
+    """What answers: an artifact, whole or an adapter over another one; or, in ``serving``, an endpoint of its own."""
 
     policy: str
     version: str
     number: int
+    artifact_sha256: str | None
+    adapter_of: str | None = None
+    serving: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deployment(Version):
+    """A version of a policy and where it stands."""
+
     parent: str | None
     method: str
-    artifact_sha256: str
     state: State
     control: str | None
     reason: str | None

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Literal
 
-from services.deployer.domain import Line
+from services.deployer.domain import Line, Version
 from shared.errors import GiveUpError
 from shared.routing import Arm, Plan, RouteDocument, Target
 from shared.windows import window_at
@@ -53,7 +53,7 @@ def next_document(
     *,
     shares: Shares,
     quarantined: Iterable[str],
-    inference_url: str,
+    target_of: Callable[[Version], Target],
     now: datetime,
     window_s: int,
     salt: str,
@@ -75,11 +75,7 @@ def next_document(
             plan.effective_from = plans.pop().effective_from
         plans = [*plans, plan][-KEPT_PLANS:]
     routed = {arm.version for plan in plans for arm in plan.arms}
-    targets = {
-        d.version: Target(base_url=inference_url, model=d.artifact_sha256, artifact_sha256=d.artifact_sha256)
-        for d in line.deployments
-        if d.version in routed
-    }
+    targets = {d.version: target_of(d) for d in line.deployments if d.version in routed}
     made = RouteDocument(
         policy=line.best.policy,
         revision=last.revision if last else 0,
@@ -89,3 +85,14 @@ def next_document(
         quarantined=sorted(routed & set(quarantined) - {line.best.version}),
     )
     return made if made == last else made.model_copy(update={"revision": made.revision + 1})
+
+
+def in_use(document: RouteDocument, now: datetime, run_s: float) -> set[str]:
+    """Versions that may still be asked: of the plan in force, of those to come, and of those that just ended.
+
+    A run follows the plan that its window began with, and may go on for ``run_s`` after that plan has ended.
+    """
+    ends = [*(plan.effective_from for plan in document.plans[1:]), None]
+    over = now - timedelta(seconds=run_s)
+    asked = [plan for plan, end in zip(document.plans, ends, strict=True) if end is None or end > over]
+    return {arm.version for plan in asked for arm in plan.arms} - set(document.quarantined)

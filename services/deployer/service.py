@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Protocol
 
-from services.deployer import domain, verdict_domain
+from prometheus_client import Gauge
+
+from services.deployer import domain, planning, verdict_domain
 from services.deployer.deciding import Deciding
-from services.deployer.domain import Deployment, Line, Tally
+from services.deployer.domain import Deployment, Line, Tally, Version
 from services.deployer.sequential import Interval
+from services.deployer.serving.serving import NotYet, Outcome, Verified, Wrong
 from services.deployer.settings import DeployerSettings
 from services.deployer.store import Store
 from services.deployer.verdict_domain import Hold, Promote, RollBack
@@ -20,33 +23,27 @@ from shared.database import Connection
 from shared.delivery import Ack, Disposition, Retry
 from shared.errors import GiveUpError, RetryLaterError
 from shared.events import GatewayHealth, LoopEvent, ModelTrained, WindowResolved
-from shared.routing import plan_at
+from shared.routing import Target, plan_at
 from shared.telemetry import logger
 
 VERIFY_FACTOR = 2  # of verify_timeout_s: the files are hashed before the call
+MISMATCH = Gauge(
+    "ratchet_deployer_logprob_mismatch", "Nats a token between server and trainer, of the newest version", ["policy"]
+)
+TOLERANCE = Gauge("ratchet_deployer_logprob_tolerance", "Nats a token that they may differ by; beyond it is refused")
+UNLOADED = Gauge(
+    "ratchet_deployer_unloaded", "Versions that their server should hold, or let go of, and does not", ["policy"]
+)
 
 
-@dataclass(frozen=True)
-class Verified:
-    pass
+class Servings(Protocol):
+    """The places that versions answer at, each asked about its own."""
 
+    def target(self, version: Version) -> Target: ...
 
-@dataclass(frozen=True)
-class Wrong:
-    """The artifact is not what its name says, or something else answers for it."""
+    async def verify(self, version: Version) -> Outcome: ...
 
-    reason: str
-
-
-@dataclass(frozen=True)
-class NotYet:
-    """The endpoint does not answer for it: it may still start, or it may be broken."""
-
-    reason: str
-
-
-class Probe(Protocol):
-    async def verify(self, sha256: str) -> Verified | Wrong | NotYet: ...
+    async def keep(self, known: Sequence[Version], used: Callable[[Version], bool]) -> list[str]: ...
 
 
 class Routes(Protocol):
@@ -62,26 +59,27 @@ class Deployer:
     def __init__(
         self,
         store: Store,
-        probe: Probe,
+        servings: Servings,
         routes: Routes,
         announcer: Announcer,
         settings: DeployerSettings,
         aside: Aside | None = None,
     ) -> None:
         self._store = store
-        self._probe = probe
+        self._servings = servings
         self._routes = routes
         self._announcer = announcer
         self._settings = settings
         self._aside = aside or Aside("deployer")
-        self._deciding = Deciding(store, settings)
+        self._deciding = Deciding(store, servings.target, settings)
+        self._lacking: dict[str, list[str]] = {}
 
     # a new version ------------------------------------------------------------------------------
     async def trained(self, event: ModelTrained) -> Disposition:
         """The version waits for its verification in the table. Another undecided one goes first."""
         if await self._store.put_verifying(event, self._settings.verify_patience_s):
             return Ack()
-        if await self._store.artifact_of(event.policy, event.version) is None:
+        if await self._store.registered(event.policy, event.version) is None:
             raise GiveUpError(f"{event.policy} {event.version} was announced and is no row of models")
         return Retry(5.0)
 
@@ -106,20 +104,22 @@ class Deployer:
         if decided:
             await self._publish(policy)
 
-    async def _probed(self, sha256: str) -> Verified | Wrong | NotYet:
-        """What the endpoint says of an artifact; a probe that breaks or hangs is an endpoint that does not answer."""
+    async def _verified(self, version: Version) -> Outcome:
+        """What its place says of a version; one that breaks or hangs is an endpoint that does not answer."""
         limit_s = VERIFY_FACTOR * self._settings.verify_timeout_s
         try:
             async with asyncio.timeout(limit_s):
-                return await self._probe.verify(sha256)
+                return await self._servings.verify(version)
+        except GiveUpError as error:
+            return Wrong(str(error))
         except TimeoutError:
             return NotYet(f"its verification took over {limit_s:g} s")
         except Exception as error:
-            logger().exception("probe_failed", artifact=sha256)
+            logger().exception("verification_failed", policy=version.policy, version=version.version)
             return NotYet(f"its verification failed: {type(error).__name__}")
 
     async def _verify(self, waiting: Deployment) -> None:
-        outcome = await self._probed(waiting.artifact_sha256)
+        outcome = await self._verified(waiting)
         if isinstance(outcome, NotYet):
             if not domain.patience_is_over(waiting, datetime.now(UTC), self._settings.verify_patience_s):
                 logger().debug(
@@ -132,12 +132,17 @@ class Deployer:
             present = line.get(waiting.version)
             if present is None or present.state != "verifying":
                 return
+            await self._keep_verification(c, present, outcome)
             match outcome:
                 case Wrong(reason):
                     await self._deciding.refuse(c, line, present, reason)
                 case Verified():
                     await self._admit(c, line, present)
         await self._publish(waiting.policy)
+
+    async def _keep_verification(self, c: Connection, version: Version, outcome: Verified | Wrong) -> None:
+        told = outcome.told if isinstance(outcome, Verified) else outcome.reason
+        await self._store.put_verification(c, version.policy, version.version, outcome.mismatch, told)
 
     async def _admit(self, c: Connection, line: Line, version: Deployment) -> None:
         """The first version answers at once; any later one is tried on its share from a coming window on.
@@ -238,16 +243,17 @@ class Deployer:
     # an operator --------------------------------------------------------------------------------
     async def deploy(self, policy: str, version: str, reason: str | None) -> dict[str, Any]:
         """Promote by hand, at once. Raises GiveUpError for a version that is unknown or does not answer."""
-        sha256 = await self._store.artifact_of(policy, version)
-        if sha256 is None:
+        registered = await self._store.registered(policy, version)
+        if registered is None:
             raise GiveUpError(f"policy {policy} has no version {version}; `ratchet models` lists them")
-        outcome = await self._probe.verify(sha256)
+        outcome = await self._verified(registered)
         if not isinstance(outcome, Verified):
             raise GiveUpError(f"{version} was not deployed: {outcome.reason}")
         async with self._store.policy(policy) as c:
             former = (await self._store.line(c, policy)).best
             if former is None or former.version != version:
                 await self._deciding.promote(c, policy, version, f"operator: {reason}" if reason else "operator", {})
+            await self._keep_verification(c, registered, outcome)
         await self._publish(policy)
         return {"policy": policy, "version": version, "previous": former.version if former else None}
 
@@ -285,6 +291,26 @@ class Deployer:
         """What a crash left behind: documents that no gateway has, or that name an old endpoint; silent verdicts."""
         await self._aside.each("route policy", await self._store.routed_policies(), str, self._renew)
         await self.announce_due()
+        TOLERANCE.set(self._settings.logprob_tolerance)
+        for policy, mismatch in (await self._store.mismatches()).items():
+            MISMATCH.labels(policy).set(mismatch)
+
+    async def keep_served(self) -> None:
+        """What may be asked is loaded where it answers, also after that server began anew; what may not is unloaded."""
+        await self._aside.each("serve policy", await self._store.routed_policies(), str, self._keep_served)
+
+    async def _keep_served(self, policy: str) -> None:
+        document = await self._store.newest_document(policy)
+        if document is None:
+            return
+        asked = planning.in_use(document, datetime.now(UTC), self._settings.keep_loaded_s)
+        line = await self._store.line(None, policy)
+        waiting = {d.version for d in line.deployments if d.state == "verifying"}
+        lacking = await self._servings.keep(line.deployments, lambda version: version.version in asked | waiting)
+        if lacking and lacking != self._lacking.get(policy):
+            logger().warning("not_served", policy=policy, reasons=lacking[:5])
+        self._lacking[policy] = lacking
+        UNLOADED.labels(policy).set(len(lacking))
 
     async def _renew(self, policy: str) -> None:
         async with self._store.policy(policy) as c:

@@ -6,14 +6,15 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
-from services.deployer.domain import Assignment, Comparison, Deployment, Line, RoutedRun, State
+from services.deployer.domain import Assignment, Comparison, Deployment, Line, RoutedRun, State, Version
 from services.deployer.route_store import RouteStore
 from services.deployer.verdict_domain import Met
 from shared.database import Connection, Record
 from shared.events import ModelTrained
 
-_DEPLOYMENT = """select d.policy, d.version, m.number, m.parent, m.method, m.artifact_sha256, d.state, d.control,
-                        d.reason, d.evidence, d.decision, d.created_at, d.effective_from, d.deadline_at, d.decided_at
+_DEPLOYMENT = """select d.policy, d.version, m.number, m.parent, m.method, m.artifact_sha256, m.adapter_of, m.serving,
+                        d.state, d.control, d.reason, d.evidence, d.decision, d.created_at, d.effective_from,
+                        d.deadline_at, d.decided_at
                    from deployments d join models m using (policy, version)"""
 
 
@@ -49,12 +50,35 @@ class Store(RouteStore):
             )
         )
 
-    async def artifact_of(self, policy: str, version: str) -> str | None:
-        """The SHA-256 of a registered version, or None where there is none."""
-        found: str | None = await self._pool.fetchval(
-            "select artifact_sha256 from models where policy = $1 and version = $2", policy, version
+    async def registered(self, policy: str, version: str) -> Version | None:
+        """A version as the trainer registered it, whether it is deployed or not."""
+        row = await self._pool.fetchrow(
+            """select policy, version, number, artifact_sha256, adapter_of, serving
+                 from models where policy = $1 and version = $2""",
+            policy,
+            version,
         )
-        return found
+        return Version(**dict(row)) if row else None
+
+    async def put_verification(
+        self, c: Connection, policy: str, version: str, mismatch: float | None, told: str
+    ) -> None:
+        """What was compared with the trainer's own log probabilities, and how far off it was in nats a token."""
+        await c.execute(
+            "update deployments set mismatch = $3, verification = $4 where policy = $1 and version = $2",
+            policy,
+            version,
+            mismatch,
+            told,
+        )
+
+    async def mismatches(self) -> dict[str, float]:
+        """By policy, of the newest version whose log probabilities were compared."""
+        rows = await self._pool.fetch(
+            """select distinct on (policy) policy, mismatch from deployments
+                where mismatch is not null order by policy, created_at desc"""
+        )
+        return {row["policy"]: row["mismatch"] for row in rows}
 
     async def verifying(self) -> list[Deployment]:
         rows = await self._pool.fetch(f"{_DEPLOYMENT} where d.state = 'verifying' order by d.created_at")
@@ -71,8 +95,8 @@ class Store(RouteStore):
         row = await self._pool.fetchrow(f"{_DEPLOYMENT} where d.policy = $1 and d.state = 'canary'", policy)
         return _deployment(row) if row else None
 
-    async def line(self, c: Connection, policy: str) -> Line:
-        rows = await c.fetch(f"{_DEPLOYMENT} where d.policy = $1 order by m.number", policy)
+    async def line(self, c: Connection | None, policy: str) -> Line:
+        rows = await (c or self._pool).fetch(f"{_DEPLOYMENT} where d.policy = $1 order by m.number", policy)
         return Line(tuple(map(_deployment, rows)))
 
     async def start_canary(self, c: Connection, policy: str, version: str, control: str) -> None:

@@ -30,6 +30,7 @@ async def main() -> None:
         connect_timeout_s=settings.connect_timeout_s,
         connections=settings.target_connections,
         token=settings.inference_token.get_secret_value() if settings.inference_token else None,
+        keys=settings.upstream_keys,
     )
     gateway = Gateway(routes, targets, records, health, window_s=settings.window_s)
 

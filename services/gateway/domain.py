@@ -165,12 +165,15 @@ def target_failed(status: int) -> bool:
 
 
 def upstream_body(asked: Asked, target: Target) -> dict[str, Any]:
-    """What the target is asked: the client's body, neutral sampling written out, and what training needs in the reply.
+    """What the target is asked: the client's body, and what the target takes of neutral sampling and of what is learned
+    from.
 
-    What is left unsaid a server fills in by itself: vLLM from the model's ``generation_config.json``.
+    What is left unsaid a server fills in by itself: vLLM from the model's ``generation_config.json``. What it does not
+    know it may refuse, as OpenAI does ``return_token_ids``.
     """
     unsaid = {name: NEUTRAL[name] for name in target.neutral if asked.body.get(name) is None}
-    body = {**asked.body, **unsaid, "model": target.model, "logprobs": True, "return_token_ids": True}
-    if asked.streams:
+    added: dict[str, Any] = {name: True for name in ("logprobs", "return_token_ids") if name in target.adds}
+    body = {**asked.body, **unsaid, **added, "model": target.model}
+    if asked.streams and "stream_options" in target.adds:
         body["stream_options"] = {**(body.get("stream_options") or {}), "include_usage": True}
     return body

@@ -5,12 +5,16 @@ from pathlib import Path
 from pydantic import Field, SecretStr
 
 from shared.settings import Settings
+from shared.upstream import UpstreamKeys
 
 
 class GatewaySettings(Settings):
     request_timeout_s: float = Field(60.0, gt=0, description="longest time a model may take to answer, or to go on")
     connect_timeout_s: float = Field(2.0, gt=0, description="longest time to connect to a model's server")
-    inference_token: SecretStr | None = Field(None, description="sent to models' servers, where they ask for one")
+    inference_token: SecretStr | None = Field(None, description="sent to inference, where it asks for one")
+    upstream_keys: UpstreamKeys = Field(
+        default_factory=dict, description='keys of other models\' servers by name, as JSON: {"openai": "sk-..."}'
+    )
     target_connections: int = Field(256, ge=1, description="connections to models' servers at most")
     body_limit_bytes: int = Field(2 * 1024 * 1024, ge=1024, description="largest request body that is read")
     body_timeout_s: float = Field(10.0, gt=0, description="longest time for a request's body to come")

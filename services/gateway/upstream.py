@@ -3,42 +3,69 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing
 from typing import Any
 
 import httpx
+from prometheus_client import Counter
+from pydantic import SecretStr
 from pydantic_core import to_json
 
 from services.gateway.domain import target_failed
 from services.gateway.service import Broken, BrokenOffError, Opened, Refused, Replied
+from shared.errors import ConfigurationError
 from shared.event_stream import DONE, EventStream, chunk_of, json_of
 from shared.routing import Target
+from shared.upstream import bearer
 
 HEADERS = {"content-type": "application/json"}
+KEYLESS = Counter(
+    "ratchet_gateway_keyless_total", "Calls not made: RATCHET_UPSTREAM_KEYS has no key of that name", ["credential"]
+)
 
 
 class HttpTargets:
+    """``token`` is shown to our own inference servers, and of ``keys`` each to the targets that name it."""
+
     def __init__(
-        self, *, timeout_s: float, connect_timeout_s: float, connections: int, token: str | None = None
+        self,
+        *,
+        timeout_s: float,
+        connect_timeout_s: float,
+        connections: int,
+        token: str | None = None,
+        keys: Mapping[str, SecretStr] | None = None,
     ) -> None:
+        self._token = {"authorization": f"Bearer {token}"} if token else {}
+        self._keys = keys or {}
         self._timeout_s = timeout_s
         self._client = httpx.AsyncClient(
             timeout=httpx.Timeout(timeout_s, connect=connect_timeout_s),
             limits=httpx.Limits(max_connections=connections, max_keepalive_connections=connections),
-            headers={"authorization": f"Bearer {token}"} if token else {},
             trust_env=False,  # targets are named in the route document; a proxy from the environment is not
         )
 
     async def close(self) -> None:
         await self._client.aclose()
 
+    def _headers(self, target: Target) -> dict[str, str]:
+        """Raises ConfigurationError where the target names a key that is not here."""
+        if target.credential is None:
+            return {**HEADERS, **(self._token if target.kind == "inference" else {})}
+        try:
+            return {**HEADERS, **bearer(self._keys, target.credential)}
+        except ConfigurationError:
+            KEYLESS.labels(target.credential).inc()
+            raise
+
     async def ask(self, target: Target, body: dict[str, Any]) -> Replied | Refused | Broken:
         """One whole reply within the time limit."""
         try:
+            headers = self._headers(target)
             async with asyncio.timeout(self._timeout_s):
-                response = await self._client.post(_url(target), content=to_json(body), headers=HEADERS)
-        except (httpx.HTTPError, TimeoutError) as error:
+                response = await self._client.post(_url(target), content=to_json(body), headers=headers)
+        except (httpx.HTTPError, TimeoutError, ConfigurationError) as error:
             return Broken(_words(error))
         if response.status_code != 200:
             return _refusal(response)
@@ -46,9 +73,10 @@ class HttpTargets:
 
     async def open(self, target: Target, body: dict[str, Any]) -> Opened | Refused | Broken:
         """A stream that has brought its first chunk, so that a server that dies at once can be stood in for."""
-        request = self._client.build_request("POST", _url(target), content=to_json(body), headers=HEADERS)
         response: httpx.Response | None = None
         try:
+            headers = self._headers(target)
+            request = self._client.build_request("POST", _url(target), content=to_json(body), headers=headers)
             async with asyncio.timeout(self._timeout_s):
                 response = await self._client.send(request, stream=True)
                 if response.status_code != 200:
@@ -56,7 +84,7 @@ class HttpTargets:
                     return _refusal(response)
                 chunks = _chunks(response)
                 first = await anext(chunks, None)
-        except (httpx.HTTPError, TimeoutError, BrokenOffError) as error:
+        except (httpx.HTTPError, TimeoutError, BrokenOffError, ConfigurationError) as error:
             if response is not None:
                 await response.aclose()
             return Broken(_words(error))

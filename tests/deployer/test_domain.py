@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -13,14 +14,14 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from services.deployer import domain
-from services.deployer.domain import Assignment, Deployment, Line, RoutedRun, Tally, assignment, compared
+from services.deployer.domain import Assignment, Deployment, Line, RoutedRun, Tally, Version, assignment, compared
 from services.deployer.planning import KEPT_PLANS, Shares, arms, coming_window, next_document
 from services.deployer.sequential import Interval
 from services.deployer.settings import DeployerSettings
 from services.deployer.verdict_domain import Hold, Met, Promote, RollBack, Verdict, decide, lacking, summary
 from shared.errors import ConfigurationError, GiveUpError
 from shared.events import GatewayHealth, ModelDeployed, ModelRolledBack
-from shared.routing import Arm, Plan, RouteDocument, assigned
+from shared.routing import Arm, Plan, RouteDocument, Target, assigned
 from shared.settings import load
 
 NOON = datetime(2026, 11, 20, 12, tzinfo=UTC)
@@ -275,11 +276,15 @@ def test_a_version_is_held_while_what_it_was_trained_from_has_fallen() -> None:
 # plans -------------------------------------------------------------------------------------------
 
 
+def at(base_url: str) -> Callable[[Version], Target]:
+    return lambda version: Target(base_url=base_url, model=version.artifact_sha256 or "")
+
+
 def making(**more: Any) -> dict[str, Any]:
     return {
         "shares": SHARES,
         "quarantined": [],
-        "inference_url": "http://x/v1",
+        "target_of": at("http://x/v1"),
         "now": NOON + timedelta(seconds=10),
         "window_s": 60,
         "salt": "salt",
@@ -341,7 +346,7 @@ def test_documents_follow_each_other() -> None:
     rolled = next_document(second, line(v0="promoted", v1="rolled_back"), **later)
     assert (len(rolled.plans), rolled.quarantined, sorted(rolled.targets)) == (3, ["v1"], ["v0", "v1"])
 
-    moved = next_document(rolled, line(v0="promoted", v1="rolled_back"), **{**later, "inference_url": "http://y/v1"})
+    moved = next_document(rolled, line(v0="promoted", v1="rolled_back"), **{**later, "target_of": at("http://y/v1")})
     assert (moved.revision, moved.plans) == (rolled.revision + 1, rolled.plans)
     assert moved.targets["v0"].base_url == "http://y/v1"
 

@@ -18,10 +18,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from services.deployer.domain import Version
 from services.deployer.handlers import subscribe
-from services.deployer.inference import InferenceProbe
 from services.deployer.routes import RouteBucket
 from services.deployer.service import Deployer
+from services.deployer.serving.places import Places
 from services.deployer.settings import DeployerSettings
 from services.deployer.store import Store
 from shared import subjects
@@ -261,10 +262,10 @@ async def house(bus: Bus, pool: Pool, tmp_path: Path) -> AsyncIterator[House]:
         artifacts = DirectoryStore(tmp_path / "artifacts")
         chosen = settings(inference_url=standin.url, deadline_windows=6)
         store = Store(pool)
-        probe = InferenceProbe(standin.url, artifacts, timeout_s=5)
-        deployer = Deployer(store, probe, RouteBucket(bus, store.newest_document), bus, chosen)
+        places = Places(chosen, artifacts)
+        deployer = Deployer(store, places, RouteBucket(bus, store.newest_document), bus, chosen)
         yield House(bus, pool, artifacts, standin, deployer, tmp_path)
-        await probe.close()
+        await places.close()
 
 
 async def test_the_first_version_answers_at_once_and_the_next_is_tried_from_a_coming_window(house: House) -> None:
@@ -464,12 +465,12 @@ async def test_a_policy_that_cannot_be_counted_keeps_no_other_of_its_window_from
 class Hanging:
     """An endpoint, or a disk, that never says anything."""
 
-    async def verify(self, sha256: str) -> Any:
+    async def verify(self, version: Version) -> Any:
         await asyncio.Event().wait()
 
 
 class Breaking:
-    async def verify(self, sha256: str) -> Any:
+    async def verify(self, version: Version) -> Any:
         raise KeyError("a bug")
 
 
@@ -477,7 +478,7 @@ class Breaking:
 async def test_a_verification_that_hangs_or_breaks_ends_too(house: House, probe: Hanging | Breaking) -> None:
     await house.train("v0")
     house.deployer._settings.verify_timeout_s = 0.01
-    house.deployer._probe = probe
+    house.deployer._servings = probe
     await house.train("v1")
     assert (await house.states())["v1"] == "verifying"
     assert await house.pool.fetchval("select deadline_at > now() from deployments where version = 'v1'")
@@ -630,7 +631,7 @@ class Away:
 
 async def test_what_a_crash_after_the_commit_left_behind_is_swept(house: House) -> None:
     await house.deployer.trained(await house.register("v0"))
-    crashing = Deployer(house.deployer._store, house.deployer._probe, Away(), Away(), house.deployer._settings)
+    crashing = Deployer(house.deployer._store, house.deployer._servings, Away(), Away(), house.deployer._settings)
     with pytest.raises(ConnectionError):
         await crashing.verify_due()
     assert await house.states() == {"v0": "promoted"}

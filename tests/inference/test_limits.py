@@ -12,8 +12,10 @@ from typing import Any
 import httpx
 import pytest
 
-from services.deployer.inference import InferenceProbe
-from services.deployer.service import NotYet, Verified
+from services.deployer.domain import Version
+from services.deployer.serving.places import Places
+from services.deployer.serving.serving import NotYet, Verified
+from services.deployer.settings import DeployerSettings
 from services.gateway.service import Broken, Refused, Replied
 from services.gateway.upstream import HttpTargets
 from services.inference.app import inference
@@ -122,11 +124,13 @@ async def test_gateway_and_deployer_send_the_token(service: Inference, checkpoin
         target = Target(base_url=url, model=checkpoints.sha, artifact_sha256=checkpoints.sha)
         for token, asked, verified in (("secret", Replied, Verified), (None, Broken, NotYet)):
             targets = HttpTargets(timeout_s=30, connect_timeout_s=5, connections=1, token=token)
-            probe = InferenceProbe(url, DirectoryStore(checkpoints.root), timeout_s=30, token=token)
+            settings = DeployerSettings(inference_url=url, inference_token=token)
+            places = Places(settings, DirectoryStore(checkpoints.root))
             assert isinstance(await targets.ask(target, {"model": checkpoints.sha, **CHAT}), asked)
-            assert isinstance(await probe.verify(checkpoints.sha), verified)
+            version = Version(policy="default", version="v0", number=0, artifact_sha256=checkpoints.sha)
+            assert isinstance(await places.verify(version), verified)
             await targets.close()
-            await probe.close()
+            await places.close()
 
 
 @pytest.mark.parametrize("more", [{"stream": 1}, {"response_format": {"type": "json_object"}}, {"top_k": "a"}])

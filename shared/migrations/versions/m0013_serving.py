@@ -1,3 +1,5 @@
+"""Where a version answers: an endpoint of its own, an adapter over a base, and how well it agrees with its trainer."""
+
 from pathlib import Path
 
 from alembic import op
