@@ -86,7 +86,8 @@ def endpoint(
     url: Annotated[str, typer.Argument(metavar="URL", help="For instance https://api.openai.com/v1.")],
     model: Annotated[str, typer.Option("--model", help="What its server calls the model.")],
     key: Annotated[
-        str | None, typer.Option("--key", metavar="NAME", help="Name of its key, never the key; none: it asks for none.")
+        str | None,
+        typer.Option("--key", metavar="NAME", help="Name of its key, never the key; none: it asks for none."),
     ] = None,
     policy: Policy = "default",
     note: Note = None,
@@ -153,7 +154,9 @@ def _base_of(adapter: Path, given: Path | None, keeper: DirectoryStore) -> str:
     if (there := Path(named)).is_dir():
         _whole(there)
         return keeper.put(there).sha256
-    raise ConfigurationError(f"{adapter} is an adapter over {named[:200]!r}, which is no directory here; give --base DIR")
+    raise ConfigurationError(
+        f"{adapter} is an adapter over {named[:200]!r}, which is no directory here; give --base DIR"
+    )
 
 
 def _adapter(adapter: Path, base_sha256: str, keeper: DirectoryStore, made: Path) -> None:

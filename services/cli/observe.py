@@ -9,6 +9,7 @@ import typer
 
 from services.terminal.output import AsJson, console, instant, print_json, printable, table
 from shared.errors import ConfigurationError, GiveUpError, RatchetError
+from shared.upstream import in_words
 
 WAITS_SHOWN = 12
 Limit = Annotated[int, typer.Option("--limit", "-n", min=1, max=10_000, help="How many of the newest.")]
@@ -236,7 +237,7 @@ def models(
             row["mean_reward"],
             *(row[k] for k in ("parent", "method")),
             row["mismatch"],
-            row["serving"]["model"] if row["serving"] else row["artifact_sha256"][:12],
+            in_words(row["serving"]) if row["serving"] else row["artifact_sha256"][:12],
         )
         for row in rows
     ]
