@@ -54,7 +54,7 @@ def describe(directory: Path) -> Artifact:
 
 
 def adapter_of(directory: Path) -> str | None:
-    """The artifact that the adapter in ``directory`` is over; None for whole weights. Raises GiveUpError for neither."""
+    """The artifact that the adapter in ``directory`` is over; None for whole weights. GiveUpError for neither."""
     path = directory / RATCHET
     if not path.exists():
         return None

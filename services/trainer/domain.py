@@ -116,8 +116,8 @@ def carries(member: Judged, group: ScoredGroup, terms: Terms) -> Carries:
       is no condition: no member is compared with another.
     - ``mixed``: anything else. Nothing of it.
 
-    An endpoint's tokens are of no use, whatever it gives: their vocabulary is its own. While it is the parent, words are
-    imitated, its own and others'; once a version with weights is, what it answers teaches that no more.
+    An endpoint's tokens are of no use, whatever it gives: their vocabulary is its own. While it is the parent, words
+    are imitated, its own and others'; once a version with weights is, what it answers teaches that no more.
     Nothing that a quarantined version answered is trained on.
     """
     reading = member.reading
@@ -294,8 +294,9 @@ def plan(groups: Sequence[ScoredGroup], terms: Terms) -> Plan:
     """What to make of the groups that no batch holds yet.
 
     GRPO where at least ``min_groups`` groups have a member trainable by gradient, else imitation where as many
-    have one worth imitating; from an endpoint a student imitates, and nothing else. A batch takes the groups that it can train on, whole, and those in which nothing can
-    ever be trained; groups for the other method, or that a reward may yet decide, stay for a later batch.
+    have one worth imitating; from an endpoint a student imitates, and nothing else. A batch takes the groups that it
+    can train on, whole, and those in which nothing can ever be trained; groups for the other method, or that a reward
+    may yet decide, stay for a later batch.
     """
     verdicts = [(group, [carries(member, group, terms) for member in group.members]) for group in groups]
     by_method: dict[Method, list[tuple[ScoredGroup, list[Carries]]]] = {
