@@ -82,12 +82,11 @@ async def ask(customer: Running, agent: str, number: int, key: str, environment:
     url, credentials = environment["RATCHET_NATS_URL"], environment["RATCHET_CREDENTIALS"]
     async with Recorder(str(url), agent, credentials=str(credentials)) as recorder:
         openai = AsyncOpenAI(base_url=environment["OPENAI_BASE_URL"], api_key=key, max_retries=0)
-        async with openai, recorder.trajectory(scenario_id=f"ticket-{number}", model="default") as run:
-            async with run.step() as step:
-                await wrap_openai(openai, recorder).chat.completions.create(
-                    model="default", messages=[{"role": "user", "content": f"Parcel {number} is late."}]
-                )
-                step.action("answer", success=True)
+        client, asked = wrap_openai(openai, recorder), f"Parcel {number} is late."
+        opened = recorder.trajectory(scenario_id=f"ticket-{number}", model="default")
+        async with openai, opened as run, run.step() as step:
+            await client.chat.completions.create(model="default", messages=[{"role": "user", "content": asked}])
+            step.action("answer", success=True)
         return run.trajectory_id
 
 
