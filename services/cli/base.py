@@ -135,7 +135,7 @@ def _where_to_put(name: str) -> str:
 def _whole(directory: Path) -> None:
     if not (directory / "config.json").is_file():
         raise ConfigurationError(
-            f"{directory} is no Hugging Face model directory: it has neither config.json nor adapter_config.json"
+            f"{directory} is no Hugging Face model directory: it has no config.json and no adapter_config.json"
         )
     if not any(directory.glob("*.safetensors")):
         raise ConfigurationError(f"{directory} has no *.safetensors; save the model with safetensors")

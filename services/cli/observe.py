@@ -9,7 +9,6 @@ import typer
 
 from services.terminal.output import AsJson, console, instant, print_json, printable, table
 from shared.errors import ConfigurationError, GiveUpError, RatchetError
-from shared.upstream import in_words
 
 WAITS_SHOWN = 12
 Limit = Annotated[int, typer.Option("--limit", "-n", min=1, max=10_000, help="How many of the newest.")]
@@ -220,6 +219,7 @@ def models(
 ) -> None:
     """Versions: where each came from, where it stands, and the evidence for it."""
     from services.terminal import session
+    from shared.upstream import in_words
 
     rows = session.run(_models(policy))
     if as_json:
