@@ -51,6 +51,11 @@ def bearer(keys: Mapping[str, SecretStr], name: str | None) -> dict[str, str]:
     return {"authorization": f"Bearer {keys[name].get_secret_value()}"}
 
 
+def in_words(serving: Mapping[str, Any]) -> str:
+    """A version without an artifact, as people are told of it: where it answers, and as what."""
+    return f"endpoint {serving.get('base_url')} model {serving.get('model')}"
+
+
 class Place(BaseModel):
     """Where versions answer, as a setting or a row of ``models`` says it.
 

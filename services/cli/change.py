@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from services.terminal.output import AsJson, Policy, print_json, printable, shown
-from shared.errors import ConfigurationError, GiveUpError
-
-if TYPE_CHECKING:
-    from services.terminal.settings import CliSettings
+from shared.errors import ConfigurationError
 
 Reason = Annotated[str | None, typer.Option("--reason", help="Kept with the decision.")]
 Version = Annotated[str, typer.Argument(help="As `ratchet models` lists it, for instance v3.")]
@@ -34,10 +29,10 @@ def train(
         "dropout": dropout,
         "lookback_windows": lookback,
     }
-    reply = _command("trainer", "train", wanted)
+    reply = ask("trainer", "train", wanted)
     if reply.get("batch_id") is None:
         reply |= _left_out(policy)
-    _say(reply, as_json)
+    say(reply, as_json)
     if reply.get("batch_id") is None:  # nothing was claimed, and the reply says what is missing
         raise typer.Exit(1)
 
@@ -55,10 +50,10 @@ def rescore(
 
     if judge is not None and judge not in ("outcome", "ruler"):
         raise ConfigurationError(f"--judge {judge[:80]!r} is not known; choose outcome or ruler")
-    reply = _command("scorer", "rescore", {"window_id": window, "judge": judge, "rubric": rubric})
+    reply = ask("scorer", "rescore", {"window_id": window, "judge": judge, "rubric": rubric})
     if wait:
         reply |= session.run(until_judged(window))
-    _say(reply, as_json)
+    say(reply, as_json)
     if reply.get("failed"):
         raise typer.Exit(1)
 
@@ -70,7 +65,7 @@ def deploy(
     as_json: AsJson = False,
 ) -> None:
     """Promote a version by hand: all runs that start in the next windows are its own."""
-    _say(_command("deployer", "deploy", {"policy": policy, "version": version, "reason": reason}), as_json)
+    say(ask("deployer", "deploy", {"policy": policy, "version": version, "reason": reason}), as_json)
 
 
 def rollback(
@@ -80,58 +75,7 @@ def rollback(
     as_json: AsJson = False,
 ) -> None:
     """Go back to the best version before. It needs no evidence."""
-    _say(_command("deployer", "rollback", {"policy": policy, "version": version, "reason": reason}), as_json)
-
-
-def base_create(
-    corpus: Annotated[Path, typer.Option("--corpus", help="Conversations as JSONL (.jsonl or .jsonl.gz).")],
-    policy: Policy = "default",
-    seed: Annotated[int, typer.Option(help="Of the weights.")] = 0,
-    note: Annotated[str | None, typer.Option(help="Kept with the version.")] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Make a small model whose tokenizer is learned from conversations, and register it as the policy's base."""
-    from services.interchange.reading import read_file
-
-    settings = _settings()
-    rows = list(read_file(corpus))
-    if bad := [row for row in rows if row.conversation is None]:
-        raise GiveUpError(f"{corpus}: line {bad[0].line}: {bad[0].fault}; mend or remove it")
-    messages = [row.conversation.messages for row in rows if row.conversation]
-    if not messages:
-        raise GiveUpError(f"{corpus} holds no conversation to learn a tokenizer from")
-    from services.trainer.base import create_corpus_base
-
-    with tempfile.TemporaryDirectory(prefix="ratchet-base-") as directory:
-        create_corpus_base(messages, Path(directory), seed)
-        said = note or f"made from {len(messages)} conversations of {corpus.name}, seed {seed}"
-        _say(_register(settings, Path(directory), policy, said), as_json)
-
-
-def base_register(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A Hugging Face model directory.")],
-    policy: Policy = "default",
-    note: Annotated[str | None, typer.Option(help="Kept with the version.")] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Take a model that is there already as the policy's base."""
-    if not (directory / "config.json").is_file():
-        raise ConfigurationError(f"{directory} is no Hugging Face model directory: it has no config.json")
-    if not any(directory.glob("*.safetensors")):
-        raise ConfigurationError(f"{directory} has no *.safetensors; save the model with safetensors")
-    from services.trainer.chat_template import check
-
-    lacks = check(directory)
-    reply = _register(_settings(), directory, policy, note or f"registered from {directory.resolve().name}")
-    _say(reply | ({"chat_template": lacks} if lacks else {}), as_json)
-
-
-def _register(settings: CliSettings, directory: Path, policy: str, note: str) -> dict[str, Any]:
-    from shared.artifacts import DirectoryStore
-
-    artifact = DirectoryStore(settings.artifacts_dir).put(directory)
-    reply = _command("trainer", "register_base", {"policy": policy, "artifact_sha256": artifact.sha256, "note": note})
-    return {"policy": policy, **reply, "artifact_sha256": artifact.sha256, "size_bytes": artifact.size_bytes}
+    say(ask("deployer", "rollback", {"policy": policy, "version": version, "reason": reason}), as_json)
 
 
 def _left_out(policy: str) -> dict[str, Any]:
@@ -147,25 +91,21 @@ def _left_out(policy: str) -> dict[str, Any]:
     return {"left_out": counts} if counts else {}
 
 
-def _settings() -> CliSettings:
-    from services.terminal import session
-
-    return session.settings()
-
-
-def _command(service: str, verb: str, request: dict[str, Any]) -> dict[str, Any]:
+def ask(service: str, verb: str, request: dict[str, Any]) -> dict[str, Any]:
+    """What a service answers to a command; what is None is not sent."""
     from services.terminal import session
 
     given = {key: value for key, value in request.items() if value is not None}
 
-    async def ask() -> dict[str, Any]:
+    async def asked() -> dict[str, Any]:
         async with session.bus(session.settings()) as bus:
             return await bus.command(service, verb, given)
 
-    return session.run(ask())
+    return session.run(asked())
 
 
-def _say(reply: dict[str, Any], as_json: bool) -> None:
+def say(reply: dict[str, Any], as_json: bool) -> None:
+    """A service's answer, a line each."""
     if as_json:
         print_json(reply)
         return

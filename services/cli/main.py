@@ -16,6 +16,7 @@ import typer
 
 from services.cli import (
     admitting,
+    base,
     batches,
     change,
     dead,
@@ -42,9 +43,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-)
-base = typer.Typer(
-    help="Make or bring the model that a policy starts from.", no_args_is_help=True, rich_markup_mode=None
 )
 agents = typer.Typer(help="The agents that were seen; their credentials and gateway keys.", rich_markup_mode=None)
 one_window = typer.Typer(help="One window: close it before its time.", no_args_is_help=True, rich_markup_mode=None)
@@ -90,9 +88,7 @@ app.command("import")(transfer.import_)
 app.command()(transfer.export)
 app.command()(transfer.simulate)
 app.command()(forget)
-app.add_typer(base, name="base")
-base.command("create")(change.base_create)
-base.command("register")(change.base_register)
+app.add_typer(base.base, name="base")
 app.command()(change.train)
 app.command()(change.rescore)
 app.command()(change.deploy)

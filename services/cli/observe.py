@@ -219,6 +219,7 @@ def models(
 ) -> None:
     """Versions: where each came from, where it stands, and the evidence for it."""
     from services.terminal import session
+    from shared.upstream import in_words
 
     rows = session.run(_models(policy))
     if as_json:
@@ -236,7 +237,7 @@ def models(
             row["mean_reward"],
             *(row[k] for k in ("parent", "method")),
             row["mismatch"],
-            row["serving"]["model"] if row["serving"] else row["artifact_sha256"][:12],
+            in_words(row["serving"]) if row["serving"] else row["artifact_sha256"][:12],
         )
         for row in rows
     ]

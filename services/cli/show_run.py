@@ -129,7 +129,7 @@ def _fate(tree: Tree, document: Mapping[str, Any]) -> None:
         used = "trained on" if batch["trained"] else f"not trained on: {batch['left_out'] or 'no reason kept'}"
         _line(branch, used, f"{batch['label']}, advantage {batch['advantage']:+.3g}")
         if batch["version"]:
-            _line(branch, "helped to train", f"{batch['version']} ({batch['artifact_sha256'][:12]})")
+            _line(branch, "helped to train", f"{batch['version']} ({(batch['artifact_sha256'] or 'no artifact')[:12]})")
 
 
 def _line(tree: Tree, label: str, value: Any) -> None:

@@ -23,11 +23,12 @@ from services.local.embedded import NatsServer, PostgresServer
 from services.local.processes import kept_secret
 from services.local.state import given_settings, kept_ports, kept_settings, only_one, read_env, write_env
 from services.local.supervisor import Program, Server, Stopped, Supervisor
-from shared.errors import RetryLaterError
+from shared.errors import ConfigurationError, RetryLaterError
 
 SERVICES = ("recorder", "outcome_tracker", "scorer", "trainer", "deployer", "gateway", "inference", "admin")
 SERVERS_TIER, SERVICES_TIER, MARKET_TIER = 0, 1, 2
 READY_WITHIN_S = 120.0
+UPSTREAM_KEYS, CALLS_MODELS = "RATCHET_UPSTREAM_KEYS", ("gateway", "deployer")
 Say = Callable[[str], None]
 
 
@@ -164,10 +165,23 @@ def prepare(running: Installation) -> None:
 
 
 def start_services(running: Installation) -> None:
+    given = running.environment.pop(UPSTREAM_KEYS, None)  # nobody else needs to know them
+    keys = given if given is not None else kept_keys(running.directory)
     for name in SERVICES:
         extra = {"RATCHET_HTTP_PORT": str(running.ports[name]), **running.as_user(name)}
+        if name in CALLS_MODELS and keys is not None:
+            extra[UPSTREAM_KEYS] = keys
         program = running.program(name, f"services.{name}", extra=extra)
         running.supervisor.start(program, SERVICES_TIER)
+
+
+def kept_keys(directory: Path) -> str | None:
+    """The keys of other models' servers that the user put into the installation, as RATCHET_UPSTREAM_KEYS."""
+    file = directory / "secrets" / "upstream-keys.json"
+    try:
+        return file.read_text(encoding="utf-8") if file.exists() else None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{file} cannot be read: {error}; mend or remove it") from error
 
 
 def await_ready(running: Installation) -> None:

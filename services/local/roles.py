@@ -38,7 +38,7 @@ OWNED: dict[str, tuple[str, ...]] = {
         "judge_probes",
         "judge_releases",
     ),
-    "trainer": ("batches", "batch_trajectories", "attempts", "models", "artifacts", "readings"),
+    "trainer": ("batches", "batch_trajectories", "attempts", "models", "artifacts", "readings", "students"),
     "deployer": ("deployments", "routes", "assignments", "evidence", "incidents", "quarantines"),
     "admin": ("agents", "gateway_keys", "gateway_key_use", "tokens", "audit"),
 }

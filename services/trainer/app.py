@@ -9,6 +9,7 @@ from services.trainer.batches import Batches, Wanted
 from services.trainer.child import MakeEngine
 from services.trainer.handlers import subscribe
 from services.trainer.jobs import Jobs
+from services.trainer.lines import Lines
 from services.trainer.process import prepare
 from services.trainer.readiness_domain import Conditions
 from services.trainer.readings import Readings
@@ -99,10 +100,9 @@ def recipes(settings: TrainerSettings) -> Recipes:
 
 def wire(settings: TrainerSettings, bus: Bus, pool: Pool, engine: MakeEngine) -> Parts:
     """All of the service on one bus and one pool, its subscriptions made and not yet started."""
-    store, runs = Store(pool), StoredRuns(pool)
+    store, runs, artifacts = Store(pool), StoredRuns(pool), DirectoryStore(settings.artifacts_dir)
     readings = Readings(store, runs)
     batches = Batches(store, readings, wanted(settings), retry_s=settings.retry_s)
-    artifacts = DirectoryStore(settings.artifacts_dir)
     jobs = Jobs(store, runs, artifacts, Objects(settings.artifacts_dir), settings.sabotage_version)
     trainer = Trainer(
         store,
@@ -119,7 +119,7 @@ def wire(settings: TrainerSettings, bus: Bus, pool: Pool, engine: MakeEngine) ->
         checkpoint_s=settings.checkpoint_s,
         aside=Aside("trainer", pool),
     )
-    subscribe(bus, trainer, batches)
+    subscribe(bus, trainer, batches, Lines(store, artifacts, trainer.announce_models))
     tracker = WandbTracker(
         store, directory=settings.wandb_dir, mode=settings.wandb_mode, project=settings.wandb_project
     )

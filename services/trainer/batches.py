@@ -68,7 +68,9 @@ class Wanted:
     windows: Sequence[str] = ()
     groups: Sequence[str] = ()
 
-    def terms(self, parent: str, numbers: Mapping[str, int], quarantined: Mapping[str, str]) -> Terms:
+    def terms(
+        self, parent: str, numbers: Mapping[str, int], quarantined: Mapping[str, str], endpoints: frozenset[str]
+    ) -> Terms:
         return Terms(
             parent,
             numbers,
@@ -79,6 +81,7 @@ class Wanted:
             quarantined,
             self.trust_agent_tokens,
             self.min_quality,
+            endpoints,
         )
 
 
@@ -253,7 +256,10 @@ class Batches:
     async def _gate(self, policy: str) -> Gate:
         gates = await self._store.gates(policy)
         if not gates:
-            raise GiveUpError(f"policy {policy} has no base model; make one with `ratchet base create`")
+            raise GiveUpError(
+                f"policy {policy} has no base model; bring one with `ratchet base register`, name one that answers"
+                " elsewhere with `ratchet base endpoint`, or make one with `ratchet base create`"
+            )
         return gates[0]
 
     async def _plan(self, gate: Gate, wanted: Wanted, seed: str) -> Plan:
@@ -264,7 +270,8 @@ class Batches:
 
     async def _terms(self, gate: Gate, wanted: Wanted) -> Terms:
         numbers = await self._store.version_numbers(gate.policy)
-        return wanted.terms(gate.parent or "", numbers, await self._store.quarantined(gate.policy))
+        quarantined = await self._store.quarantined(gate.policy)
+        return wanted.terms(gate.parent or "", numbers, quarantined, await self._store.endpoints(gate.policy))
 
     async def _judged(self, policy: str, wanted: Wanted) -> tuple[list[Record], list[Record]]:
         rows = await self._store.unused_groups(

@@ -83,7 +83,10 @@ Carries = ByGradient | ByImitation | NotYet | Never
 
 @dataclass(frozen=True)
 class Terms:
-    """What a batch asks for. ``numbers`` maps each version of the line to its number, ``quarantined`` to its reason."""
+    """What a batch asks for. ``numbers`` maps each version of the line to its number, ``quarantined`` to its reason.
+
+    ``endpoints``: the versions of the line that have no weights here, a paid model for instance.
+    """
 
     parent: str
     numbers: Mapping[str, int]
@@ -94,6 +97,12 @@ class Terms:
     quarantined: Mapping[str, str] = field(default_factory=dict)
     trust_agent_tokens: bool = False
     min_quality: float = 0.0
+    endpoints: frozenset[str] = frozenset()
+
+    @property
+    def for_student(self) -> bool:
+        """Whether the parent has no weights: what is trained then is the policy's student, from words alone."""
+        return self.parent in self.endpoints
 
 
 UNWITNESSED = "the gateway did not see all its calls: route them through it, or set RATCHET_TRUST_AGENT_TOKENS"
@@ -110,6 +119,8 @@ def carries(member: Judged, group: ScoredGroup, terms: Terms) -> Carries:
       is no condition: no member is compared with another.
     - ``mixed``: anything else. Nothing of it.
 
+    An endpoint's tokens are of no use, whatever it gives: their vocabulary is its own. While it is the parent, words
+    are imitated, its own and others'; once a version with weights is, what it answers teaches that no more.
     Nothing that a quarantined version answered is trained on; what is of a window under ``min_quality`` waits.
     """
     reading = member.reading
@@ -119,10 +130,14 @@ def carries(member: Judged, group: ScoredGroup, terms: Terms) -> Carries:
         return Never("mixed", f"{fallen[0]} is quarantined: {terms.quarantined[fallen[0]]}"[:300])
     if group.quality is not None and group.quality < terms.min_quality:
         return NotYet("mixed", f"its window's quality {group.quality:.3f} is under {terms.min_quality:g}")
+    elsewhere = next((version for version in sorted(terms.endpoints) if version in reading.versions), None)
+    if elsewhere is not None and not terms.for_student:
+        return NotYet("imitation", f"{elsewhere} answered it, an endpoint that {terms.parent} has taken over from")
     trusted = reading.witnessed or terms.trust_agent_tokens
-    why = reading.no_gradient or (None if trusted else UNWITNESSED)
+    why = f"the tokens of {elsewhere} are of another vocabulary" if elsewhere is not None else reading.no_gradient
+    why = why or (None if trusted else UNWITNESSED)
     if why is None:
-        return _carries_gradient(reading, terms)
+        return _teaches_student(member, group, terms) if terms.for_student else _carries_gradient(reading, terms)
     if reading.no_imitation is not None:
         return Never("mixed", reading.no_imitation)
     match _carries_imitation(member, group, terms):
@@ -138,12 +153,35 @@ def _carries_gradient(reading: Reading, terms: Terms) -> Carries:
     versions = reading.versions
     if versions == {terms.parent}:
         return ByGradient("exact")
-    if strangers := sorted(str(version) for version in versions if version not in terms.numbers):
-        return Never("mixed", f"{strangers[0][:60]} is no version of this line")
+    if stranger := _stranger(reading, terms):
+        return stranger
     lag = max(abs(terms.numbers[version] - terms.numbers[terms.parent]) for version in versions if version)
     if lag > terms.max_lag:
         return Never("stale", f"it is {lag} versions away from {terms.parent}, over max_lag {terms.max_lag}")
     return ByGradient("stale")
+
+
+def _stranger(reading: Reading, terms: Terms) -> Never | None:
+    strangers = sorted(str(version) for version in reading.versions if version not in terms.numbers)
+    return Never("mixed", f"{strangers[0][:60]} is no version of this line") if strangers else None
+
+
+def _teaches_student(member: Judged, group: ScoredGroup, terms: Terms) -> Carries:
+    """A run with tokens of use that a version of ours answered, on its trial for instance, while an endpoint is best.
+
+    Its words are imitated where they are good. Where not, nothing is over: its tokens count once its version is best.
+    """
+    reading = member.reading
+    if stranger := _stranger(reading, terms):
+        return stranger
+    found = Never("mixed", reading.no_imitation) if reading.no_imitation else _carries_imitation(member, group, terms)
+    match found:
+        case NotYet(_, reason) | Never(_, reason):
+            own = max(str(version) for version in reading.versions)
+            why = f"{own} answered it, whose tokens can be trained on once it is best; to be imitated, {reason}"
+            return NotYet("stale", why)
+        case _:
+            return found
 
 
 def _carries_imitation(member: Judged, group: ScoredGroup, terms: Terms) -> Carries:
@@ -179,13 +217,17 @@ def advantages(scores: Sequence[float], homogeneous: bool) -> list[float]:
 # readiness ----------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Gate:
-    """Where a policy's line stands. Each of ``undecided``, ``running`` and ``untried``, where set, holds one back."""
+    """Where a policy's line stands. Each of ``undecided``, ``running`` and ``untried``, where set, holds one back.
+
+    So does ``no_student``: the parent is an endpoint, and nothing is registered that could learn from it.
+    """
 
     policy: str
     parent: str | None
     undecided: str | None = None
     running: str | None = None
     untried: str | None = None
+    no_student: bool = False
 
 
 @dataclass(frozen=True)
@@ -207,6 +249,9 @@ def holds(gate: Gate) -> list[str]:
     reasons = []
     if gate.parent is None:
         reasons.append("no version has been promoted yet")
+    if gate.no_student:
+        said = f"{gate.parent} is an endpoint and has no weights to train: register a student with"
+        reasons.append(f"{said} `ratchet base register DIR --policy {gate.policy}`")
     if gate.running is not None:
         reasons.append(f"batch {gate.running} is being trained")
     if gate.untried is not None:
@@ -254,14 +299,17 @@ def plan(groups: Sequence[ScoredGroup], terms: Terms) -> Plan:
     """What to make of the groups that no batch holds yet.
 
     GRPO where at least ``min_groups`` groups have a member trainable by gradient, else imitation where as many
-    have one worth imitating. A batch takes the groups that it can train on, whole, and those in which nothing can
-    ever be trained; groups for the other method, or that a reward may yet decide, stay for a later batch.
+    have one worth imitating; from an endpoint a student imitates, and nothing else. A batch takes the groups that it
+    can train on, whole, and those in which nothing can ever be trained; groups for the other method, or that a reward
+    may yet decide, stay for a later batch.
     """
     verdicts = [(group, [carries(member, group, terms) for member in group.members]) for group in groups]
     by_method: dict[Method, list[tuple[ScoredGroup, list[Carries]]]] = {
         "grpo": [item for item in verdicts if any(isinstance(v, ByGradient) for v in item[1])],
         "imitation": [item for item in verdicts if any(isinstance(v, ByImitation) for v in item[1])],
     }
+    if terms.for_student:
+        del by_method["grpo"]
     hopeless = [item for item in verdicts if all(isinstance(verdict, Never) for verdict in item[1])]
     missing = []
     for method, usable in by_method.items():

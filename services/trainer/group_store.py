@@ -8,7 +8,6 @@ from datetime import datetime
 from services.trainer.domain import Failures, Gate
 from services.trainer.reading_domain import Reading
 from shared.database import Connection, Pool, Record
-from shared.errors import GiveUpError
 from shared.trajectories import RunKey
 
 MAX_FAILED_BATCHES = 3  # after as many with it that were no fault of the world's, a run is left out for good
@@ -31,7 +30,10 @@ class GroupStore:
                         where m.policy = b.policy and number > 0
                           and not exists (select from deployments d
                                            where (d.policy, d.version) = (m.policy, m.version))
-                        order by number limit 1) as untried
+                        order by number limit 1) as untried,
+                      exists (select from deployments d join models m using (policy, version)
+                               where d.policy = b.policy and d.state = 'promoted' and m.artifact_sha256 is null)
+                        and not exists (select from students s where s.policy = b.policy) as no_student
                  from models b
                 where number = 0 and ($1::text is null or policy = $1)
                 order by policy""",
@@ -43,14 +45,12 @@ class GroupStore:
         rows = await self._pool.fetch("select version, number from models where policy = $1", policy)
         return {row["version"]: row["number"] for row in rows}
 
-    async def artifact_of(self, policy: str, version: str) -> str:
-        """SHA-256 of a version's artifact. Raises GiveUpError for a version that is not registered."""
-        sha256: str | None = await self._pool.fetchval(
-            "select artifact_sha256 from models where policy = $1 and version = $2", policy, version
+    async def endpoints(self, policy: str) -> frozenset[str]:
+        """The versions that have no weights here."""
+        rows = await self._pool.fetch(
+            "select version from models where policy = $1 and artifact_sha256 is null", policy
         )
-        if sha256 is None:
-            raise GiveUpError(f"policy {policy} has no version {version}; register a base first")
-        return sha256
+        return frozenset(row["version"] for row in rows)
 
     async def next_number(self, policy: str) -> int:
         number: int = await self._pool.fetchval("select max(number) + 1 from models where policy = $1", policy)

@@ -4,20 +4,35 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, field_validator
 from ratchet_sdk.events import Finite, Policy
 
 from services.trainer.batches import Batches
+from services.trainer.lines import Lines
 from services.trainer.service import Trainer
 from shared import subjects
 from shared.bus import Bus
 from shared.events import GroupScored
+from shared.upstream import Place
 
 
 class RegisterBase(BaseModel):
     policy: Policy = "default"
     artifact_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     note: Annotated[str, Field(max_length=2000)] | None = None
+
+
+class RegisterEndpoint(BaseModel):
+    policy: Policy = "default"
+    serving: Place
+    note: Annotated[str, Field(max_length=2000)] | None = None
+
+    @field_validator("serving")
+    @classmethod
+    def _is_fixed(cls, serving: Place) -> Place:
+        if serving.kind != "openai":
+            raise ValueError(f"a fixed endpoint is of kind openai, got {serving.kind}")
+        return serving
 
 
 class Train(BaseModel):
@@ -44,12 +59,15 @@ class AskReadiness(BaseModel):
     policy: Policy = "default"
 
 
-def subscribe(bus: Bus, trainer: Trainer, batches: Batches) -> None:
+def subscribe(bus: Bus, trainer: Trainer, batches: Batches, lines: Lines) -> None:
     async def scored(_: GroupScored) -> None:
         trainer.wake()
 
     async def register_base(request: RegisterBase) -> dict[str, Any]:
-        return {"version": await trainer.register_base(request.policy, request.artifact_sha256, request.note)}
+        return await lines.register_base(request.policy, request.artifact_sha256, request.note)
+
+    async def register_endpoint(request: RegisterEndpoint) -> dict[str, Any]:
+        return await lines.register_endpoint(request.policy, request.serving, request.note)
 
     async def train(request: Train) -> dict[str, Any]:
         batch_id, why_not = await batches.claim_now(**request.model_dump())
@@ -73,6 +91,7 @@ def subscribe(bus: Bus, trainer: Trainer, batches: Batches) -> None:
 
     bus.consume(subjects.TRAINER_SCORED, GroupScored, scored, batch_size=256)
     bus.on_command("trainer", "register_base", RegisterBase, register_base)
+    bus.on_command("trainer", "register_endpoint", RegisterEndpoint, register_endpoint)
     bus.on_command("trainer", "train", Train, train)
     bus.on_command("trainer", "cancel", Cancel, cancel)
     bus.on_command("trainer", "readiness", AskReadiness, readiness)

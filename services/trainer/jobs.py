@@ -53,7 +53,7 @@ class Jobs:
             left_out |= await asyncio.to_thread(_add, writer, some, loaded)
         if not writer.episodes:
             raise NothingToTrainError(f"no run of batch {lease.batch_id} is stored any more", left_out)
-        sha256 = await self._store.artifact_of(lease.policy, lease.parent_version)
+        sha256 = await self._store.weights_of(lease.batch_id)
         parent = await asyncio.to_thread(self._artifacts.open, sha256)
         number = await self._store.next_number(lease.policy)
         head = Head(

@@ -15,14 +15,13 @@ from prometheus_client import Counter, Histogram
 from services.trainer.attempt_store import AttemptState
 from services.trainer.batches import Batches
 from services.trainer.child import Done, Failed, MakeEngine, Order, Refused
-from services.trainer.domain import next_version
 from services.trainer.jobs import Jobs, Written
 from services.trainer.process import Died, Ended, Outcome, TrainingProcess
 from services.trainer.readings import Readings
 from services.trainer.store import Lease, LeaseLostError, NewModel, Store
 from services.trainer.training import NothingToTrainError, Trained
 from services.trainer.watch import Announcer, Watch
-from shared.artifacts import Artifact, ArtifactStore, describe
+from shared.artifacts import ArtifactStore
 from shared.aside import Aside
 from shared.database import UNAVAILABLE, Record
 from shared.errors import GiveUpError, RatchetError
@@ -227,11 +226,3 @@ class Trainer:
         cancelled = await self._store.cancel(policy, batch_id, why)
         logger().warning("batch_cancelled", policy=policy, batch=cancelled, why=why)
         return cancelled
-
-    async def register_base(self, policy: str, artifact_sha256: str, note: str | None) -> str:
-        """Make an artifact of the store a policy's v0, and announce it. Twice is once."""
-        directory = await asyncio.to_thread(self._artifacts.open, artifact_sha256)
-        artifact: Artifact = await asyncio.to_thread(describe, directory)
-        await self._store.register_base(policy, artifact, note)
-        await self.announce_models()
-        return next_version(0)

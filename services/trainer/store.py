@@ -1,4 +1,4 @@
-"""The trainer's SQL of batches, models and artifacts; group_store has what one is made of."""
+"""The trainer's SQL of batches and models; see line_store for how a line begins, group_store for what batches hold."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from services.trainer.attempt_store import AttemptStore
 from services.trainer.attempt_store import Lease as Lease
 from services.trainer.attempt_store import LeaseLostError as LeaseLostError
 from services.trainer.domain import Entry, Gate, Method
+from services.trainer.line_store import LineStore
 from shared.artifacts import Artifact
 from shared.database import Connection, Record
-from shared.errors import GiveUpError
 from shared.trajectories import RunKey
 
 
@@ -26,7 +26,7 @@ class NewModel:
     note: str | None
 
 
-class Store(AttemptStore):
+class Store(AttemptStore, LineStore):
     # batches -----------------------------------------------------------------------------------
     async def claim(
         self,
@@ -65,8 +65,10 @@ class Store(AttemptStore):
                 return False
             await connection.execute(
                 """insert into batches (batch_id, policy, parent_version, method, state, fencing_token, lease_until,
-                                        attempts, groups, trajectories, config, finished_at)
-                   values ($1, $2, $3, $4, $5, 0, now(), 0, $6, $7, $8, case when $5 = 'empty' then now() end)""",
+                                        attempts, groups, trajectories, config, finished_at, student_sha256)
+                   values ($1, $2, $3, $4, $5, 0, now(), 0, $6, $7, $8, case when $5 = 'empty' then now() end,
+                           (select s.artifact_sha256 from models m join students s using (policy)
+                             where m.policy = $2 and m.version = $3 and m.artifact_sha256 is null))""",
                 batch_id,
                 policy,
                 parent,
@@ -168,36 +170,7 @@ class Store(AttemptStore):
             )
             await self._leave_out(connection, lease.batch_id, skipped)
 
-    async def _keep_artifact(self, connection: Connection, artifact: Artifact) -> None:
-        await connection.execute(
-            """insert into artifacts (sha256, uri, size_bytes, files) values ($1, $2, $3, $4)
-               on conflict (sha256) do nothing""",
-            artifact.sha256,
-            artifact.uri,
-            artifact.size_bytes,
-            artifact.files,
-        )
-
     # models ------------------------------------------------------------------------------------
-    async def register_base(self, policy: str, artifact: Artifact, note: str | None) -> None:
-        """Make an artifact a policy's v0. Twice is once; raises GiveUpError where v0 is another artifact."""
-        async with self._pool.acquire() as connection, connection.transaction():
-            await self._keep_artifact(connection, artifact)
-            await connection.execute(
-                """insert into models (policy, version, number, method, artifact_sha256, note)
-                   values ($1, 'v0', 0, 'base', $2, $3) on conflict do nothing""",
-                policy,
-                artifact.sha256,
-                note,
-            )
-            kept: str = await connection.fetchval(
-                "select artifact_sha256 from models where policy = $1 and number = 0", policy
-            )
-            if kept != artifact.sha256:
-                raise GiveUpError(
-                    f"policy {policy} already has a base, v0 is artifact {kept[:12]}; name another policy to start anew"
-                )
-
     async def unannounced_models(self) -> list[Record]:
         return await self._pool.fetch(
             """select policy, version, parent, batch_id, artifact_sha256, serving, adapter_of, method

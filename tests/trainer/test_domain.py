@@ -264,5 +264,55 @@ def test_dropout_is_repeatable_and_leaves_something(rate: float, seed: str) -> N
         assert dropped == ready.entries
 
 
+PAID = replace(TERMS, parent="v0", endpoints=frozenset({"v0"}))
+TOKENS_ELSEWHERE = replace(EXACT, model_version="v0")
+
+
+def judged_under(terms: Terms, call: CallRecord, reward: float | None = 1.0) -> Carries:
+    one = member(call, reward=reward)
+    return carries(one, group(one, member(WORDS, agent="b", score=0.0)), terms)
+
+
+def test_what_an_endpoint_answered_is_imitated_whatever_tokens_it_gave() -> None:
+    assert judged_under(PAID, replace(WORDS, model_version="v0")) == ByImitation()
+    assert judged_under(PAID, TOKENS_ELSEWHERE) == ByImitation()
+    assert judged_under(PAID, TOKENS_ELSEWHERE, reward=0.0) == Never(
+        "mixed", "the tokens of v0 are of another vocabulary; to be imitated, its reward of record 0 is under 1"
+    )
+
+
+def test_what_a_version_of_ours_answered_on_its_trial_against_an_endpoint_is_not_over() -> None:
+    own = replace(EXACT, model_version="v1")
+    assert judged_under(PAID, own) == ByImitation()
+    found = judged_under(PAID, own, reward=0.0)
+    assert isinstance(found, NotYet)
+    assert (found.label, found.reason[:14]) == ("stale", "v1 answered it")
+    assert judged_under(replace(PAID, parent="v1"), own, reward=0.0) == ByGradient("exact")
+    assert judged_under(PAID, replace(EXACT, model_version="gpt")) == Never("mixed", "gpt is no version of this line")
+    broken = member(own, replace(own, response=None), reward=1.0)
+    assert isinstance(carries(broken, group(broken, member(WORDS, agent="b", score=0.0)), PAID), NotYet)
+
+
+def test_once_a_version_of_ours_is_best_the_endpoint_teaches_no_more() -> None:
+    after = replace(PAID, parent="v1")
+    for call in (TOKENS_ELSEWHERE, replace(WORDS, model_version="v0")):
+        reason = "v0 answered it, an endpoint that v1 has taken over from"
+        assert judged_under(after, call) == NotYet("imitation", reason)
+
+
+def test_a_student_imitates_and_nothing_else() -> None:
+    groups = [pair(name, TOKENS_ELSEWHERE, TOKENS_ELSEWHERE) for name in ("g1", "g2")]
+    ready = plan(groups, replace(PAID, min_agents=1))
+    assert isinstance(ready, Ready)
+    assert ready.method == "imitation"
+    assert [entry.left_out is None for entry in ready.entries] == [True, False, True, False]
+    assert plan(groups[:1], PAID) == Wait(("imitation: 1 of 2 groups",))
+
+
+def test_an_endpoint_without_a_student_holds_the_next_batch_back() -> None:
+    [reason] = holds(Gate("p", "v0", no_student=True))
+    assert "register a student with `ratchet base register DIR --policy p`" in reason
+
+
 def test_versions_are_numbered() -> None:
     assert next_version(3) == "v3"

@@ -418,3 +418,58 @@ async def test_one_run_or_policy_that_cannot_be_read_stops_no_other(rig: Rig, tm
     trained = await rig.pool.fetch("select policy from batches where state = 'trained' order by policy")
     assert [row["policy"] for row in trained] == ["another", "default"]
     assert len(engine.jobs[0].episodes) + len(engine.jobs[1].episodes) == 11
+
+
+PAID = {"kind": "openai", "base_url": "https://api.openai.com/v1", "model": "gpt", "credential": "openai"}
+
+
+async def test_a_student_learns_from_a_paid_model_and_later_versions_from_their_own_tokens(rig: Rig) -> None:
+    engine = Held()
+    engine.let_go.set()
+    parts, _ = rig.start(engine, tick_s=60.0, sweep_s=60.0)
+    await rig.bus.broker.start()
+    for _ in range(2):
+        assert await rig.bus.command("trainer", "register_endpoint", {"serving": PAID}) == {"version": "v0"}
+    with pytest.raises(GiveUpError, match=r"v0 is endpoint https://api\.openai\.com/v1 model gpt; name another policy"):
+        await rig.bus.command("trainer", "register_endpoint", {"serving": {**PAID, "model": "other"}})
+    [told] = await rig.messages(subjects.MODEL_TRAINED)
+    assert (told["artifact_sha256"], told["serving"]) == (None, PAID)
+    await rig.world.deployment("v0", "promoted")
+    paid = [call(f"p{n}", [5], [n], [-1.0], version="v0") for n in range(6)]  # it gives tokens: of its own vocabulary
+    for number in range(3):
+        won = [1.0, 0.0] if number % 2 == 0 else [0.0, 1.0]
+        pair = [([one], score) for one, score in zip(paid[2 * number : 2 * number + 2], won, strict=True)]
+        await rig.world.group(f"paid{number}", pair, rewards=won)
+    await parts.trainer.round()
+    [missing] = (await rig.bus.command("trainer", "readiness", {}))["missing"]
+    assert "register a student with `ratchet base register DIR" in missing
+
+    student = {"artifact_sha256": rig.artifact.sha256}
+    assert await rig.bus.command("trainer", "register_base", student) == {"student_of": "v0"}
+    await parts.trainer.round()
+    [job] = engine.jobs
+    assert (job.version, job.parent_version, job.method, job.parent.name) == (
+        "v1",
+        "v0",
+        "imitation",
+        rig.artifact.sha256,
+    )
+    assert {episode.trajectory_id for episode in job.episodes} == {"paid0-0", "paid1-1", "paid2-0"}
+    assert await rig.pool.fetchval("select student_sha256 from batches") == rig.artifact.sha256
+
+    await rig.world.deployment("v0", "superseded")
+    await rig.world.deployment("v1", "promoted")
+    await rig.world.exact_groups(3, version="v1", prefix="own")
+    await parts.trainer.round()
+    assert [(one.version, one.parent_version, one.method) for one in engine.jobs[1:]] == [("v2", "v1", "grpo")]
+
+
+async def test_a_base_that_is_weights_stays_what_it_is(rig: Rig) -> None:
+    rig.start(Held(), tick_s=60.0)
+    await rig.bus.broker.start()
+    await rig.bus.command("trainer", "register_base", {"artifact_sha256": rig.artifact.sha256})
+    with pytest.raises(GiveUpError, match=f"v0 is artifact {rig.artifact.sha256[:12]}"):
+        await rig.bus.command("trainer", "register_endpoint", {"serving": PAID})
+    place = {"kind": "inference", "base_url": "http://x/v1"}
+    with pytest.raises(GiveUpError, match="of kind openai, got inference"):
+        await rig.bus.command("trainer", "register_endpoint", {"serving": place})

@@ -1,3 +1,5 @@
+"""What learns from a version that is an endpoint: a policy's student, and which batches were trained from it."""
+
 from pathlib import Path
 
 from alembic import op
