@@ -31,9 +31,15 @@ class Packed:
     def of(cls, row: Row, device: torch.device) -> Packed:
         return cls(tuple(row.branches), torch.tensor(row.ends(), device=device))
 
-    def visible(self, _batch: Any, _head: Any, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+    @cached_property
+    def visible(self) -> Any:
         """Whether token ``query`` sees token ``key``, in the form that FlexAttention asks for."""
-        return (key <= query) & (query < self.ends[key])
+        ends = self.ends
+
+        def visible(_batch: Any, _head: Any, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+            return (key <= query) & (query < ends[key])
+
+        return visible
 
     @cached_property
     def blocks(self) -> Any:

@@ -64,9 +64,7 @@ class Likelihood:
         hidden = self._model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state[:, :-1][own]
         return self._in_chunks(hidden, targets, divisor)
 
-    def of_row(
-        self, row: Row, places: torch.Tensor, targets: torch.Tensor, temperatures: torch.Tensor
-    ) -> torch.Tensor:
+    def of_row(self, row: Row, places: torch.Tensor, targets: torch.Tensor, temperatures: torch.Tensor) -> torch.Tensor:
         """(n,): log_softmax(logits / temperature) of ``targets``, each the token after the one at its place in a row.
 
         ``places``, ``targets`` and ``temperatures`` (n,); a place may come more than once.
