@@ -201,6 +201,15 @@ def gemma2() -> Any:
     return Gemma2ForCausalLM(Gemma2Config(**SIZES, attn_logit_softcapping=5.0))
 
 
+def bloom() -> Any:
+    return BloomForCausalLM(BloomConfig(vocab_size=64, hidden_size=32, n_layer=2, n_head=4))
+
+
+def mamba2() -> Any:
+    sizes = {"hidden_size": 32, "num_heads": 8, "head_dim": 8, "num_hidden_layers": 2, "n_groups": 1}
+    return Mamba2ForCausalLM(Mamba2Config(vocab_size=64, **sizes))
+
+
 def adapted() -> Any:
     return get_peft_model(llama(), LoraConfig(target_modules="all-linear", init_lora_weights=False))
 
@@ -212,8 +221,8 @@ FAMILIES = {
     "no windows": (lambda: MistralForCausalLM(MistralConfig(**SIZES, sliding_window=None)), True),
     "windows": (lambda: MistralForCausalLM(MistralConfig(**SIZES, sliding_window=4096)), False),
     "capped attention": (gemma2, False),
-    "attention of its own": (lambda: BloomForCausalLM(BloomConfig(vocab_size=64, hidden_size=32, n_layer=2, n_head=4)), False),
-    "a recurrence": (lambda: Mamba2ForCausalLM(Mamba2Config(vocab_size=64, hidden_size=32, num_heads=8, head_dim=8, num_hidden_layers=2, n_groups=1)), False),
+    "attention of its own": (bloom, False),
+    "a recurrence": (mamba2, False),
 }  # fmt: skip
 
 
