@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Protocol
 
 from shared.database import UNAVAILABLE, Pool
@@ -16,6 +16,9 @@ class Runs(Protocol):
     async def load(self, keys: Sequence[RunKey]) -> dict[RunKey, Trajectory]:
         """Stored runs by key, put together from their events; what was forgotten is absent."""
 
+    def chunks(self, keys: Sequence[RunKey]) -> AsyncIterator[dict[RunKey, Trajectory]]:
+        """The same some at a time, in the order of ``keys``: whoever drops each holds no more than a few."""
+
 
 class StoredRuns:
     def __init__(self, pool: Pool) -> None:
@@ -23,9 +26,13 @@ class StoredRuns:
 
     async def load(self, keys: Sequence[RunKey]) -> dict[RunKey, Trajectory]:
         found: dict[RunKey, Trajectory] = {}
-        for start in range(0, len(keys), RUNS_AT_ONCE):  # parsing is work: heartbeats get a turn in between
-            found |= await self._load(keys[start : start + RUNS_AT_ONCE])
+        async for chunk in self.chunks(keys):
+            found |= chunk
         return found
+
+    async def chunks(self, keys: Sequence[RunKey]) -> AsyncIterator[dict[RunKey, Trajectory]]:
+        for start in range(0, len(keys), RUNS_AT_ONCE):  # parsing is work: heartbeats get a turn in between
+            yield await self._load(keys[start : start + RUNS_AT_ONCE])
 
     async def _load(self, keys: Sequence[RunKey]) -> dict[RunKey, Trajectory]:
         """A run whose stored bytes cannot be unpacked is absent, and takes no other with it."""

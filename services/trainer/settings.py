@@ -51,7 +51,9 @@ class TrainerSettings(Settings):
     sabotage_version: int | None = Field(None, description="fire drill: the version that gets its weights made worse")
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto takes a GPU where there is one")
     torch_threads: int = Field(2, ge=1, description="threads of one tensor operation on the CPU")
-    micro_tokens: int = Field(16_384, ge=1, description="padded tokens that go through the model at once")
+    micro_tokens: int = Field(
+        16_384, ge=1, description="tokens at once through the model, padding too, shared ones once"
+    )
     wandb_mode: Literal["offline", "online", "disabled"] = Field("offline", description="where batches are logged")
     wandb_dir: Path = Field(Path(".ratchet/wandb"), description="where offline runs are kept")
     wandb_project: str = Field("ratchet", description="project that runs are logged to")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from services.trainer.domain import CallRecord
@@ -44,25 +44,31 @@ def token_sequences(calls: Sequence[CallRecord]) -> list[TokenSequence]:
     So a conversation of n turns costs its length once, and each reply token is trained on once. A call without a reply
     drew no token that is known.
     """
-    found: list[TokenSequence] = []
+    found: list[_Growing] = []
     for call in calls:
         if call.reply is None:
             continue
-        prompt, reply = tuple(call.prompt_token_ids or ()), tuple(call.token_ids or ())
+        prompt, reply = call.prompt_token_ids or [], call.token_ids or []
         before = next((s for s in reversed(found) if prompt[: len(s.ids)] == s.ids), None)
         if before is not None:
             found.remove(before)
-        head = before or TokenSequence((), (), (), ())
-        new = len(prompt) - len(head.ids)
-        found.append(
-            TokenSequence(
-                prompt + reply,
-                head.own + (False,) * new + (True,) * len(reply),
-                head.logprobs + (0.0,) * new + tuple(call.logprobs or ()),
-                head.temperatures + (1.0,) * new + (call.sampled_at,) * len(reply),
-            )
-        )
-    return found
+        found.append(growing := before or _Growing())
+        new = len(prompt) - len(growing.ids)
+        growing.ids = [*prompt, *reply]
+        growing.own += [False] * new + [True] * len(reply)
+        growing.logprobs += [0.0] * new + (call.logprobs or [])
+        growing.temperatures += [1.0] * new + [call.sampled_at] * len(reply)
+    return [TokenSequence(tuple(s.ids), tuple(s.own), tuple(s.logprobs), tuple(s.temperatures)) for s in found]
+
+
+@dataclass(eq=False)
+class _Growing:
+    """A sequence that calls still continue: what each adds is put to its end, and nothing copied for each turn."""
+
+    ids: list[int] = field(default_factory=list)
+    own: list[bool] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    temperatures: list[float] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
