@@ -127,9 +127,9 @@ def base_register(
 
 
 def _register(settings: CliSettings, directory: Path, policy: str, note: str) -> dict[str, Any]:
-    from shared.artifacts import DirectoryStore
+    from shared.artifact_bucket import artifacts_of
 
-    artifact = DirectoryStore(settings.artifacts_dir).put(directory)
+    artifact = artifacts_of(settings).put(directory)
     reply = _command("trainer", "register_base", {"policy": policy, "artifact_sha256": artifact.sha256, "note": note})
     return {"policy": policy, **reply, "artifact_sha256": artifact.sha256, "size_bytes": artifact.size_bytes}
 

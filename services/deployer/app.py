@@ -9,7 +9,7 @@ from services.deployer.service import Deployer
 from services.deployer.settings import DeployerSettings
 from services.deployer.store import Store
 from shared import database
-from shared.artifacts import DirectoryStore
+from shared.artifact_bucket import artifacts_of
 from shared.aside import Aside
 from shared.bus import Bus
 from shared.purging import PURGE_S, Purging
@@ -23,7 +23,7 @@ async def main() -> None:
     settings = load(DeployerSettings)
     configure_logging("deployer", settings.log_level)
     bus = Bus(settings.nats_url, name="deployer")
-    artifacts = DirectoryStore(settings.artifacts_dir)
+    artifacts = artifacts_of(settings)
     probe = InferenceProbe(
         settings.inference_url,
         artifacts,

@@ -8,7 +8,7 @@ import httpx
 
 from services.deployer.service import NotYet, Verified, Wrong
 from shared.artifacts import ArtifactStore
-from shared.errors import GiveUpError
+from shared.errors import GiveUpError, RetryLaterError
 
 
 class InferenceProbe:
@@ -27,7 +27,7 @@ class InferenceProbe:
             await asyncio.to_thread(self._artifacts.open, sha256)
         except GiveUpError as error:
             return Wrong(str(error))
-        except OSError as error:
+        except (OSError, RetryLaterError) as error:
             return NotYet(f"the artifact cannot be read: {error}")
         body = {"model": sha256, "messages": [{"role": "user", "content": "hello"}], "max_tokens": 1}
         try:

@@ -14,7 +14,7 @@ from services.trainer.store import Store
 from services.trainer.tracker_wandb import WandbTracker
 from services.trainer.training import Engine
 from shared import database
-from shared.artifacts import DirectoryStore
+from shared.artifact_bucket import artifacts_of
 from shared.aside import Aside
 from shared.bus import Bus
 from shared.database import Pool
@@ -83,7 +83,7 @@ def wire(settings: TrainerSettings, bus: Bus, pool: Pool, engine: Engine) -> Par
         readings,
         runs,
         bus,
-        DirectoryStore(settings.artifacts_dir),
+        artifacts_of(settings),
         engine,
         lease_s=settings.lease_s,
         tick_s=settings.tick_s,
