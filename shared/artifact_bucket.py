@@ -69,7 +69,9 @@ class BucketStore:
             try:
                 self._fetch(sha256)
             except OSError as error:
-                raise RetryLaterError(f"artifact {sha256[:12]} does not get into {self._cache.root}: {error}") from error
+                raise RetryLaterError(
+                    f"artifact {sha256[:12]} does not get into {self._cache.root}: {error}"
+                ) from error
         return self._cache.open(sha256)
 
     def _fetch(self, sha256: str) -> None:
@@ -84,7 +86,9 @@ class BucketStore:
                     self._objects.download(f"{HOME}/{sha256}/{name}", part / name, digest)
             if (found := describe(part).sha256) != sha256:
                 shutil.rmtree(part)
-                raise GiveUpError(f"artifact {sha256[:12]} was changed in {self._objects.where}: it hashes to {found[:12]}")
+                raise GiveUpError(
+                    f"artifact {sha256[:12]} was changed in {self._objects.where}: it hashes to {found[:12]}"
+                )
             os.rename(part, self._cache.root / sha256)
 
     def _content(self, sha256: str) -> dict[str, Any]:
@@ -103,4 +107,3 @@ class BucketStore:
             yield
         finally:
             os.close(descriptor)
-

@@ -49,7 +49,7 @@ class Place(Protocol):
 
 
 class Objects:
-    """Every name is relative, with ``/``. Methods raise GiveUpError or RetryLaterError, by what the caller does next."""
+    """Every name is relative, with ``/``. Methods raise GiveUpError or RetryLaterError, by what comes next."""
 
     def __init__(self, place: Path | Place) -> None:
         self._place: Place = folder(place) if isinstance(place, Path) else place
@@ -88,7 +88,9 @@ class Objects:
                 return wanted
             self._place.put(name, path)
             if (found := self._sha256(name)) != wanted:
-                raise RetryLaterError(f"{name} hashes to {found[:12]} in {self.where}, {wanted[:12]} was sent; send again")
+                raise RetryLaterError(
+                    f"{name} hashes to {found[:12]} in {self.where}, {wanted[:12]} was sent; send again"
+                )
         return wanted
 
     def download(self, name: str, path: Path, sha256: str | None = None) -> None:
@@ -144,7 +146,9 @@ class Objects:
                 f"{self.where} refuses {name}: {error}; check RATCHET_ARTIFACTS and the credentials in the environment"
             ) from error
         except OSError as error:
-            raise RetryLaterError(f"{name} does not go through, {self.where} is away or a disk is full: {error}") from error
+            raise RetryLaterError(
+                f"{name} does not go through, {self.where} is away or a disk is full: {error}"
+            ) from error
 
 
 def sha256_of(path: Path) -> str:
@@ -185,11 +189,11 @@ def folder(root: Path) -> ObstorePlace:
         raise RetryLaterError(f"{root} cannot be opened: {_words(error)}; check RATCHET_ARTIFACTS_DIR") from error
 
 
-def _bucket(url: str, options: dict[str, Any]) -> ObstorePlace:
+def _bucket(url: str, options: Any) -> ObstorePlace:
     endpoint = options.get("endpoint") or os.environ.get("AWS_ENDPOINT_URL") or os.environ.get("AWS_ENDPOINT_URL_S3")
     client: Any = {**CLIENT, "allow_http": True} if (endpoint or "").startswith("http://") else CLIENT
     try:
-        store = from_url(url, config=options or None, client_options=client, retry_config=RETRIES)  # type: ignore[call-overload]  # which store it is the URL says
+        store = from_url(url, config=options or None, client_options=client, retry_config=RETRIES)
     except (BaseError, ValueError, TypeError) as error:
         raise ConfigurationError(f"RATCHET_ARTIFACTS={url}, with its options: {_words(error)}") from error
     return ObstorePlace(store, url.rstrip("/"))

@@ -1,4 +1,4 @@
-"""Files in a Vercel Blob store, by Vercel's own package (extra ``blob``); its token stands in ``BLOB_READ_WRITE_TOKEN``."""
+"""Files in a Vercel Blob store, by Vercel's own package (extra ``blob``); its token is in ``BLOB_READ_WRITE_TOKEN``."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ class BlobPlace:
     def __init__(self, url: str, client: Callable[[], Any] | None = None) -> None:
         parts = urlsplit(url)
         if parts.netloc not in ("private", "public"):
-            raise ConfigurationError(f"RATCHET_ARTIFACTS={url}: write vercel-blob://private/prefix, or public, as the store is")
+            raise ConfigurationError(
+                f"RATCHET_ARTIFACTS={url}: write vercel-blob://private/prefix, or public, as the store is"
+            )
         try:
             from vercel.blob import sync
         except ImportError as error:

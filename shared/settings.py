@@ -26,10 +26,12 @@ class Settings(BaseSettings):
         SecretStr("postgresql://ratchet@127.0.0.1:5432/ratchet"), description="Postgres 15 or newer"
     )
     artifacts_dir: Path = Field(
-        Path(".ratchet/artifacts"), description="where artifacts are kept, or where those of RATCHET_ARTIFACTS are cached"
+        Path(".ratchet/artifacts"),
+        description="where artifacts are kept, or where those of RATCHET_ARTIFACTS are cached",
     )
     artifacts: str | None = Field(
-        None, description="a bucket for artifacts: s3://bucket/prefix, gs://, az://, vercel-blob://private/prefix; or a folder"
+        None,
+        description="a bucket: s3://bucket/prefix, gs://, az://, vercel-blob://private/prefix; or a folder",
     )
     artifacts_options: dict[str, str] = Field(
         {}, description='of the bucket, by obstore, as JSON: {"region": "..."}; credentials stand in AWS_* and the like'

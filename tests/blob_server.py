@@ -139,7 +139,8 @@ class Handler(BaseHTTPRequestHandler):
                 self._say(200, {"etag": hashlib.md5(body).hexdigest()})
             case "complete":
                 wanted = [part["partNumber"] for part in json.loads(body)]
-                self.server.blobs[name] = b"".join(self.server.parts.pop(upload)[number] for number in wanted)
+                parts = self.server.parts.pop(upload)
+                self.server.blobs[name] = b"".join(parts[number] for number in wanted)
                 self.server.puts.append(name)
                 self._say(200, self._described(name))
 

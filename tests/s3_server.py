@@ -1,4 +1,4 @@
-"""A real S3 server of the test's own: moto's, in this process, on a port that stays the same when it is started anew."""
+"""A real S3 server of the test's own: moto's, in this process, on a port that stays the same from start to start."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class S3Server:
             if part >= number:
                 self._server._server.shutdown()
                 self._server._server.server_close()
-                raise ConnectionAbortedError("the server was killed")
+                raise RuntimeError("the server was killed")  # answered as 500; werkzeug would swallow a lost connection
             return real(backend, bucket, multipart, part, value)
 
         with patch.object(S3Backend, "upload_part", upload_part):

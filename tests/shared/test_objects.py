@@ -85,7 +85,7 @@ def test_removing(objects: Objects) -> None:
 
 
 def test_what_is_not_there_is_said(objects: Objects, tmp_path: Path) -> None:
-    with pytest.raises(GiveUpError, match="a/none is not in .*check RATCHET_ARTIFACTS"):
+    with pytest.raises(GiveUpError, match=r"a/none is not in .*check RATCHET_ARTIFACTS"):
         objects.read("a/none")
     with pytest.raises(GiveUpError, match="a/none is not in"):
         objects.download("a/none", tmp_path / "none")
@@ -129,11 +129,11 @@ def test_blob_away_in_mid_upload_leaves_nothing(blobs: BlobServer, tmp_path: Pat
 
 def test_who_is_refused_hears_which_setting(blobs: BlobServer, s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BLOB_READ_WRITE_TOKEN", "vercel_blob_rw_store1_other")
-    with pytest.raises(GiveUpError, match="refuses a: .*RATCHET_ARTIFACTS and the credentials"):
+    with pytest.raises(GiveUpError, match=r"refuses a: .*RATCHET_ARTIFACTS and the credentials"):
         Objects(BlobPlace("vercel-blob://private", blobs.client)).write("a", b"x")
     with pytest.raises(GiveUpError, match="check RATCHET_ARTIFACTS"):
         objects_at("s3://no-such-bucket").write("a", b"x")
-    with s3.authorizing(), pytest.raises(GiveUpError, match="refuses a: .*RATCHET_ARTIFACTS and the credentials"):
+    with s3.authorizing(), pytest.raises(GiveUpError, match=r"refuses a: .*RATCHET_ARTIFACTS and the credentials"):
         objects_at("s3://one").write("a", b"x")
 
 
@@ -158,5 +158,3 @@ def test_two_writers_leave_one_whole_file(objects: Objects) -> None:
     for thread in threads:
         thread.join()
     assert objects.read("same") in contents
-
-
