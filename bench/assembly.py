@@ -65,7 +65,18 @@ def events_of(number: int) -> list[Any]:
 
 async def write(pool: database.Pool, runs: int) -> tuple[list[RunKey], int]:
     """The runs in ``bodies`` as the recorder leaves them, and how many bytes they are."""
-    columns = "day agent_id event_id trajectory_id kind sequence sha256 size_bytes body witnessed".split()
+    columns = [
+        "day",
+        "agent_id",
+        "event_id",
+        "trajectory_id",
+        "kind",
+        "sequence",
+        "sha256",
+        "size_bytes",
+        "body",
+        "witnessed",
+    ]
     keys, size = [], 0
     for start in range(0, runs, KEPT_AT_ONCE):
         rows = []

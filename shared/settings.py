@@ -25,7 +25,17 @@ class Settings(BaseSettings):
     database_url: SecretStr = Field(
         SecretStr("postgresql://ratchet@127.0.0.1:5432/ratchet"), description="Postgres 15 or newer"
     )
-    artifacts_dir: Path = Field(Path(".ratchet/artifacts"), description="where checkpoints are kept")
+    artifacts_dir: Path = Field(
+        Path(".ratchet/artifacts"),
+        description="where artifacts are kept, or where those of RATCHET_ARTIFACTS are cached",
+    )
+    artifacts: str | None = Field(
+        None,
+        description="a bucket: s3://bucket/prefix, gs://, az://, vercel-blob://private/prefix; or a folder",
+    )
+    artifacts_options: dict[str, str] = Field(
+        {}, description='of the bucket, by obstore, as JSON: {"region": "..."}; credentials stand in AWS_* and the like'
+    )
     http_host: str = Field("127.0.0.1", description="where /health, /ready, /metrics and APIs listen")
     http_port: int = Field(0, ge=0, le=65535, description="0 lets the system choose")
     metrics_token: SecretStr | None = Field(

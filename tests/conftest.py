@@ -21,6 +21,7 @@ from shared.streams import provision
 
 if TYPE_CHECKING:
     from tests.containers import NatsContainer
+    from tests.s3_server import S3Server
 
 hypothesis.settings.register_profile("ratchet", deadline=None)  # a loaded machine is no fault of an example
 hypothesis.settings.load_profile("ratchet")
@@ -99,6 +100,22 @@ def nats_server(tmp_path: Path, pytestconfig: pytest.Config) -> Iterator[NatsSer
     server.start()
     yield server
     server.stop()
+
+
+@pytest.fixture(scope="session")
+def s3_of_all() -> Iterator[S3Server]:
+    from tests.s3_server import s3_server  # a second of imports, for those alone that ask for it
+
+    yield from s3_server()
+
+
+@pytest.fixture
+def s3(s3_of_all: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
+    """A real S3 server without buckets, which the environment names."""
+    for name, value in s3_of_all.environment().items():
+        monkeypatch.setenv(name, value)
+    yield s3_of_all
+    s3_of_all.reset()
 
 
 @pytest.fixture

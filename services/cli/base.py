@@ -17,7 +17,7 @@ from shared.errors import ConfigurationError, GiveUpError
 
 if TYPE_CHECKING:
     from services.terminal.settings import CliSettings
-    from shared.artifacts import DirectoryStore
+    from shared.artifacts import ArtifactStore
 
 Note = Annotated[str | None, typer.Option(help="Kept with the version.")]
 KEY_FILE = "secrets/upstream-keys.json"  # of the installation's directory; see services.local.installation
@@ -66,12 +66,12 @@ def register(
 ) -> None:
     """Take weights that are there already: the policy's base or, where that is an endpoint, the student that learns."""
     from services.trainer.chat_template import check
-    from shared.artifacts import DirectoryStore
+    from shared.artifact_bucket import artifacts_of
 
     settings = _settings()
     said = note or f"registered from {directory.resolve().name}"
     if (directory / "adapter_config.json").is_file():
-        keeper = DirectoryStore(settings.artifacts_dir)
+        keeper = artifacts_of(settings)
         with tempfile.TemporaryDirectory(prefix="ratchet-base-") as made:
             _adapter(directory, _base_of(directory, over, keeper), keeper, Path(made))
             lacks, reply = check(Path(made)), _register(settings, Path(made), policy, said)
@@ -141,7 +141,7 @@ def _whole(directory: Path) -> None:
         raise ConfigurationError(f"{directory} has no *.safetensors; save the model with safetensors")
 
 
-def _base_of(adapter: Path, given: Path | None, keeper: DirectoryStore) -> str:
+def _base_of(adapter: Path, given: Path | None, keeper: ArtifactStore) -> str:
     """The artifact that an adapter is over. What is not kept yet is kept, where it is a directory here."""
     from shared.artifacts import adapter_of
 
@@ -159,7 +159,7 @@ def _base_of(adapter: Path, given: Path | None, keeper: DirectoryStore) -> str:
     )
 
 
-def _adapter(adapter: Path, base_sha256: str, keeper: DirectoryStore, made: Path) -> None:
+def _adapter(adapter: Path, base_sha256: str, keeper: ArtifactStore, made: Path) -> None:
     """The adapter as an artifact: peft's files, a tokenizer, its base's where it has none, and which base that is."""
     if not (adapter / "adapter_model.safetensors").is_file():
         raise ConfigurationError(f"{adapter} has no adapter_model.safetensors; save the adapter with safetensors")
@@ -171,9 +171,9 @@ def _adapter(adapter: Path, base_sha256: str, keeper: DirectoryStore, made: Path
 
 
 def _register(settings: CliSettings, directory: Path, policy: str, note: str) -> dict[str, Any]:
-    from shared.artifacts import DirectoryStore
+    from shared.artifact_bucket import artifacts_of
 
-    artifact = DirectoryStore(settings.artifacts_dir).put(directory)
+    artifact = artifacts_of(settings).put(directory)
     reply = ask("trainer", "register_base", {"policy": policy, "artifact_sha256": artifact.sha256, "note": note})
     if teacher := reply.get("student_of"):
         reply["student"] = (

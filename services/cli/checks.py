@@ -209,14 +209,14 @@ def artifacts_directory(settings: CliSettings) -> list[Finding]:
 
 
 async def artifacts(pool: Pool, settings: CliSettings) -> list[Finding]:
-    """Every version that answers, and every base, is there and is what its hash says."""
-    from shared.artifacts import DirectoryStore
+    """Every version that answers, and every base, is there and is what its hash says; in a bucket, by its size."""
+    from shared.artifact_bucket import artifacts_of
 
-    keeper, findings = DirectoryStore(settings.artifacts_dir), []
+    keeper, findings = artifacts_of(settings), list[Finding]()
     live = await store.live_artifacts(pool)
     for row in live:
         try:
-            keeper.open(row["artifact_sha256"])
+            keeper.check(row["artifact_sha256"])
         except (RatchetError, OSError) as error:
             mend = "put the directory back from a copy, or `ratchet rollback`"
             findings.append(Finding("artifacts", "fail", f"{row['policy']} {row['version']}: {error}", mend))

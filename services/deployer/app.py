@@ -9,7 +9,7 @@ from services.deployer.serving.places import Places
 from services.deployer.settings import DeployerSettings
 from services.deployer.store import Store
 from shared import database
-from shared.artifacts import DirectoryStore
+from shared.artifact_bucket import artifacts_of
 from shared.aside import Aside
 from shared.bus import Bus
 from shared.purging import PURGE_S, Purging
@@ -23,7 +23,7 @@ async def main() -> None:
     settings = load(DeployerSettings)
     configure_logging("deployer", settings.log_level)
     bus = Bus(settings.nats_url, name="deployer")
-    places = Places(settings, DirectoryStore(settings.artifacts_dir))
+    places = Places(settings, artifacts_of(settings))
     url = settings.database_url.get_secret_value()
     try:
         async with database.pool(url, pool_size=settings.database_pool, application="deployer") as pool:

@@ -8,7 +8,7 @@ from services.inference.engine_torch import TorchModel
 from services.inference.handlers import application
 from services.inference.service import Inference
 from services.inference.settings import InferenceSettings
-from shared.artifacts import DirectoryStore
+from shared.artifact_bucket import artifacts_of
 from shared.bus import Bus
 from shared.service import run_service, serve
 from shared.settings import load
@@ -28,7 +28,7 @@ def inference(settings: InferenceSettings) -> Inference:
         )
 
     return Inference(
-        DirectoryStore(settings.artifacts_dir),
+        artifacts_of(settings),
         read,
         max_loaded=settings.max_loaded,
         batch_max=settings.batch_max,

@@ -139,7 +139,11 @@ def given_settings(directory: Path, there: EnvFile, environ: Mapping[str, str]) 
             "RATCHET_HTTP_PORT is one service's, and `up` starts eight: unset it, "
             f"and write the port you want into a file of {directory / 'ports'}"
         )
-    return {name: str(Path(text).absolute()) if name in PATHS and text else text for name, text in given.items()}
+    return {name: str(Path(text).absolute()) if _is_path(name, text) else text for name, text in given.items()}
+
+
+def _is_path(name: str, text: str) -> bool:
+    return bool(text) and (name in PATHS or (name == "RATCHET_ARTIFACTS" and "://" not in text))
 
 
 def turn_to(directory: Path, environ: MutableMapping[str, str]) -> None:

@@ -20,7 +20,7 @@ from services.trainer.settings import TrainerSettings
 from services.trainer.store import Store
 from services.trainer.tracker_wandb import WandbTracker
 from shared import database
-from shared.artifacts import DirectoryStore
+from shared.artifact_bucket import artifacts_of
 from shared.aside import Aside
 from shared.bus import Bus
 from shared.database import Pool
@@ -100,7 +100,7 @@ def recipes(settings: TrainerSettings) -> Recipes:
 
 def wire(settings: TrainerSettings, bus: Bus, pool: Pool, engine: MakeEngine) -> Parts:
     """All of the service on one bus and one pool, its subscriptions made and not yet started."""
-    store, runs, artifacts = Store(pool), StoredRuns(pool), DirectoryStore(settings.artifacts_dir)
+    store, runs, artifacts = Store(pool), StoredRuns(pool), artifacts_of(settings)
     readings = Readings(store, runs)
     batches = Batches(store, readings, wanted(settings), retry_s=settings.retry_s)
     jobs = Jobs(store, runs, artifacts, Objects(settings.artifacts_dir), settings.sabotage_version)
