@@ -68,6 +68,10 @@ def wanted(settings: TrainerSettings) -> Wanted:
             "clip_epsilon": settings.clip_epsilon,
             "max_grad_norm": settings.max_grad_norm,
             "micro_tokens": settings.micro_tokens,
+            "trains": settings.trains,
+            "lora_rank": settings.lora_rank,
+            "lora_alpha": settings.lora_alpha,
+            "dtype": settings.dtype,
         },
     )
 

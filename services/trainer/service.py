@@ -28,7 +28,7 @@ from services.trainer.training import (
     Trained,
     TrainingStoppedError,
 )
-from shared.artifacts import Artifact, ArtifactStore, describe
+from shared.artifacts import Artifact, ArtifactStore, base_of, describe
 from shared.aside import Aside
 from shared.database import UNAVAILABLE, Record
 from shared.errors import GiveUpError, RatchetError
@@ -218,6 +218,7 @@ class Trainer:
             tuple(episodes),
             Recipe(**lease.config["recipe"]),
             sabotage=number == self._sabotage_version,
+            base=await asyncio.to_thread(base_of, self._artifacts, parent),
         )
         return job, forgotten
 

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from services.trainer.domain import CallRecord, Label, Method
 from shared.errors import GiveUpError
@@ -40,9 +40,18 @@ class Episode:
     calls: tuple[CallRecord, ...]
 
 
+Trains = Literal["full", "lora"]
+Dtype = Literal["auto", "float32", "bfloat16"]
+
+
 @dataclass(frozen=True)
 class Recipe:
-    """Numbers of one batch, kept with it so that whoever takes it over trains it alike."""
+    """Numbers of one batch, kept with it so that whoever takes it over trains it alike.
+
+    ``trains``: all weights, or a LoRA adapter of ``lora_rank`` and ``lora_alpha`` over frozen ones; a parent that is
+    an adapter keeps its own two. ``dtype`` is what is computed in, and what frozen weights are held in; what is trained
+    is float32 always. auto: bfloat16 on a GPU that has it.
+    """
 
     learning_rate: float
     steps: int
@@ -51,6 +60,10 @@ class Recipe:
     max_grad_norm: float
     micro_tokens: int
     seed: int
+    trains: Trains = "full"
+    lora_rank: int = 16
+    lora_alpha: int = 32
+    dtype: Dtype = "auto"
 
 
 def recipe_of(batch_id: str, numbers: Mapping[str, Any]) -> dict[str, Any]:
@@ -61,6 +74,8 @@ def recipe_of(batch_id: str, numbers: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Job:
+    """What an engine trains. ``base``: the weights that ``parent`` is an adapter of; None where it is whole."""
+
     batch_id: str
     policy: str
     version: str
@@ -70,6 +85,7 @@ class Job:
     episodes: tuple[Episode, ...]
     recipe: Recipe
     sabotage: bool = False
+    base: Path | None = None
 
 
 @dataclass(frozen=True)

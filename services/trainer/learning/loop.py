@@ -33,7 +33,8 @@ class Loop:
         A run whose own loss or gradient is not finite is left out, and the step made without it.
         """
         self.model.eval()  # dropout would part the policy that is trained from the one that was sampled
-        optimizer = torch.optim.AdamW(self.model.parameters(), lr=self.recipe.learning_rate, weight_decay=0.0)
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.AdamW(trained, lr=self.recipe.learning_rate, weight_decay=0.0)
         for sample in samples:
             self.runs.setdefault(run_key(sample.episode), []).append(sample)
         curve: list[dict[str, float]] = []
