@@ -193,9 +193,9 @@ def main() -> None:
     if arguments.model == "smollm2":
         from examples.market import smollm2
 
-        found = smollm2.cached(cache, arguments.seed)
+        found = list(smollm2.cached(cache, arguments.seed))
     else:
-        found = (cached(cache, arguments.seed),)
+        found = [cached(cache, arguments.seed)]
     sys.stdout.write("".join(f"{directory}\n" for directory in found))
 
 
