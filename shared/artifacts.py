@@ -17,7 +17,7 @@ from typing import Protocol
 
 from shared.errors import GiveUpError, RetryLaterError
 
-RATCHET = "ratchet.json"  # of an adapter: what it is over
+RATCHET = "ratchet.json"  # what an artifact says of itself; whole weights have none
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,10 @@ def describe(directory: Path) -> Artifact:
 
 
 def adapter_of(directory: Path) -> str | None:
-    """The artifact that the adapter in ``directory`` is over; None for whole weights. GiveUpError for neither."""
+    """The artifact that the adapter in ``directory`` is over; None for whole weights.
+
+    Raises GiveUpError where ``ratchet.json`` does not say.
+    """
     path = directory / RATCHET
     if not path.exists():
         return None
@@ -70,6 +73,12 @@ def adapter_of(directory: Path) -> str | None:
     if not isinstance(found, str) or len(found) != 64:
         raise GiveUpError(f"{path}: adapter_of is {str(found)[:80]!r}, expected the 64 digits of an artifact")
     return found
+
+
+def base_of(store: ArtifactStore, directory: Path) -> Path | None:
+    """The directory of the weights that the adapter in ``directory`` is over, verified; None for whole weights."""
+    sha256 = adapter_of(directory)
+    return None if sha256 is None else store.open(sha256)
 
 
 class DirectoryStore:

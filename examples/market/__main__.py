@@ -12,6 +12,7 @@ import logging
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from pathlib import Path
@@ -42,6 +43,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--begin", type=float, help="start of window 0, seconds since 1970; default: the next one")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--policy", default="default")
+    parser.add_argument("--symbols", type=int, default=len(SYMBOLS), help="how many are traded, the question last")
+    parser.add_argument("--in-words", action="store_true", help="ask in plain English, for a model that reads it")
     parser.add_argument(
         "--credentials",
         type=Path,
@@ -80,11 +83,13 @@ def plan(begin: float | None, windows: int, length_s: int, now: float) -> list[t
     return coming
 
 
-async def run_window(world: World, traders: list[Trader], seed: int, number: int, window: Window) -> None:
+async def run_window(
+    world: World, traders: list[Trader], symbols: Sequence[str], seed: int, number: int, window: Window
+) -> None:
     """One window: prices, decisions, and before its end what became of them. Late orders are settled when they come."""
     start, end = window.starts_at.timestamp(), window.ends_at.timestamp()
     moment = f"w{number:04d}"
-    situations = [facts(seed, number, symbol) for symbol in SYMBOLS]
+    situations = [facts(seed, number, symbol) for symbol in symbols]
     orders: list[Order] = []
 
     async def arrive(place: int, trader: Trader) -> None:
@@ -124,10 +129,12 @@ async def main() -> None:
                 key=key,
                 policy=asked.policy,
                 credentials=credentials,
+                in_words=asked.in_words,
             )
             traders.append(await stack.enter_async_context(trader))
+        symbols = SYMBOLS[-asked.symbols :]
         windows = plan(asked.begin, asked.windows, settings.window_s, time.time())
-        running = [asyncio.create_task(run_window(world, traders, asked.seed, *each)) for each in windows]
+        running = [asyncio.create_task(run_window(world, traders, symbols, asked.seed, *each)) for each in windows]
         loop = asyncio.get_running_loop()
         for ending in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(ending, lambda: [task.cancel() for task in running])

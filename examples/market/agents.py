@@ -47,12 +47,14 @@ class Trader:
         key: str,
         policy: str,
         credentials: Path | None = None,
+        in_words: bool = False,
     ) -> None:
         self.agent_id = agent_id
         self.policy = policy
         self.busy = False
+        self._in_words = in_words
         self._recorder = Recorder(nats_url, agent_id, policy, credentials=credentials)
-        self._client = AsyncOpenAI(base_url=gateway_url, api_key=key, max_retries=1, timeout=30)
+        self._client = AsyncOpenAI(base_url=gateway_url, api_key=key, max_retries=1, timeout=60)
 
     async def trade(self, moment: str, situations: Sequence[Facts], place: Place) -> None:
         """Decide about every situation, all at once. A decision that fails is recorded so and places no order."""
@@ -78,7 +80,7 @@ class Trader:
             async with run.step(environment={**seen, "price": round(facts.price, 4)}) as step:
                 reply = await self._client.chat.completions.create(
                     model=self.policy,
-                    messages=prompt(**seen),  # type: ignore[arg-type]  # our Message is one of the client's
+                    messages=prompt(**seen, in_words=self._in_words),  # type: ignore[arg-type]  # our Message is one of the client's
                     temperature=1.0,
                     max_tokens=4,
                     extra_headers=step.headers(),

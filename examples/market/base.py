@@ -2,7 +2,8 @@
 
 A Llama of 2 layers and width 64 with one token a word. It is warm-started on a teacher that follows the news a quarter
 of the time and else says anything: enough to read its prompt and to answer in one word, and little more.
-``python -m examples.market.base --cache DIR --seed 1`` builds it where it is missing and prints where it is.
+``python -m examples.market.base --cache DIR --seed 1`` builds it where it is missing and prints where it is; with
+``--model smollm2`` a real language model is the base (``smollm2.py``), and its weights are printed before its adapter.
 """
 
 from __future__ import annotations
@@ -11,15 +12,13 @@ import argparse
 import hashlib
 import json
 import math
-import os
 import random
-import shutil
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from examples.market.words import DECISIONS, NEWS, SYMBOLS, TRENDS, VOLUMES, Decision, prompt, vocabulary
+from services.trainer.base_gguf import built_once
 
 BATCHES = 400
 BATCH_SIZE = 64
@@ -60,21 +59,8 @@ def recipe_id(seed: int) -> str:
 
 
 def cached(cache: Path, seed: int) -> Path:
-    """The base of ``seed`` below ``cache``, built at first use. Two builders at once end with one whole directory."""
-    home = cache / f"market-base-{recipe_id(seed)}"
-    if not home.exists():
-        cache.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=".building-", dir=cache))
-        try:
-            build(temporary / "model", seed)
-            if not home.exists():
-                os.rename(temporary / "model", home)
-        except OSError:
-            if not home.exists():  # not the rename that another builder was faster with
-                raise
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-    return home
+    """The base of ``seed`` below ``cache``, built at first use."""
+    return built_once(cache / f"market-base-{recipe_id(seed)}", lambda directory: build(directory, seed))
 
 
 def build(directory: Path, seed: int) -> None:
@@ -201,8 +187,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m examples.market.base", description=__doc__)
     parser.add_argument("--cache", type=Path, default=Path(".ratchet/cache"), help="where built models are kept")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--model", choices=["market", "smollm2"], default="market", help="a small one, or a real one")
     arguments = parser.parse_args()
-    sys.stdout.write(f"{cached(arguments.cache.absolute(), arguments.seed)}\n")
+    cache = arguments.cache.absolute()
+    if arguments.model == "smollm2":
+        from examples.market import smollm2
+
+        found = list(smollm2.cached(cache, arguments.seed))
+    else:
+        found = [cached(cache, arguments.seed)]
+    sys.stdout.write("".join(f"{directory}\n" for directory in found))
 
 
 if __name__ == "__main__":

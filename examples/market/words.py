@@ -35,6 +35,11 @@ SYSTEM = "you trade : answer buy , sell or hold ."
 ABOUT_TICKER = "ticker {symbol} , trend {trend} , news {news} , volume {volume} ?"
 ABOUT_QUESTION = "question {symbol} , odds {trend} , news {news} , volume {volume} ?"
 
+# The same in plain English, for a model that has read some.
+SYSTEM_IN_WORDS = "You are a trader. Answer with one word: buy, sell or hold."
+TICKER_IN_WORDS = "The price of {symbol} is {trend}, the news is {news} and trading is {volume}."
+QUESTION_IN_WORDS = "Will there be {symbol}? The odds are {trend}, the news is {news} and trading is {volume}."
+
 
 class Message(TypedDict):
     role: Literal["system", "user", "assistant"]
@@ -48,11 +53,11 @@ def vocabulary() -> list[str]:
     return list(dict.fromkeys([*words, *DECISIONS, *SYMBOLS, *TRENDS, *NEWS, *VOLUMES]))
 
 
-def prompt(symbol: str, trend: str, news: str, volume: str) -> list[Message]:
+def prompt(symbol: str, trend: str, news: str, volume: str, *, in_words: bool = False) -> list[Message]:
     """What a trader is asked, as chat messages. The question is asked in the same form as a ticker."""
-    form = ABOUT_QUESTION if symbol == QUESTION else ABOUT_TICKER
-    text = form.format(symbol=symbol, trend=trend, news=news, volume=volume)
-    return [{"role": "system", "content": SYSTEM}, {"role": "user", "content": text}]
+    ticker, question = (TICKER_IN_WORDS, QUESTION_IN_WORDS) if in_words else (ABOUT_TICKER, ABOUT_QUESTION)
+    text = (question if symbol == QUESTION else ticker).format(symbol=symbol, trend=trend, news=news, volume=volume)
+    return [{"role": "system", "content": SYSTEM_IN_WORDS if in_words else SYSTEM}, {"role": "user", "content": text}]
 
 
 def decision_in(reply: str) -> Decision | None:

@@ -94,6 +94,10 @@ def recipes(settings: TrainerSettings) -> Recipes:
         "clip_epsilon": settings.clip_epsilon,
         "max_grad_norm": settings.max_grad_norm,
         "micro_tokens": settings.micro_tokens,
+        "trains": settings.trains,
+        "lora_rank": settings.lora_rank,
+        "lora_alpha": settings.lora_alpha,
+        "dtype": settings.dtype,
     }
     return Recipes(numbers, settings.recipes)
 

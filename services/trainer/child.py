@@ -49,6 +49,7 @@ class Order:
     home: str
     artifacts_dir: Path
     parent: Path
+    base: Path | None
     directory: Path
     engine: MakeEngine
     checkpoint_s: float
@@ -159,6 +160,6 @@ def _trained(order: Order, hold: Hold, tell: Callable[[Told], None]) -> Trained:
             tell(Step(step, steps, dict(metrics)))
 
     objects = Objects(order.artifacts_dir)
-    job = read_job(objects, order.home, order.parent)
+    job = read_job(objects, order.home, order.parent, order.base)
     kept = Kept(objects, order.batch_id, token=order.token, every_s=order.checkpoint_s, held=hold.check)
     return order.engine(kept).train(job, order.directory, progress)

@@ -37,7 +37,7 @@ class Head:
     recipe: Recipe
     sabotage: bool = False
 
-    def job(self, parent: Path, episodes: tuple[Episode, ...]) -> Job:
+    def job(self, parent: Path, episodes: tuple[Episode, ...], base: Path | None = None) -> Job:
         """What an engine trains, with its parent in a directory of this machine."""
         return Job(
             self.batch_id,
@@ -49,6 +49,7 @@ class Head:
             episodes,
             self.recipe,
             self.sabotage,
+            base,
         )
 
 
@@ -147,13 +148,13 @@ class JobWriter:
             self._lines, self._size_bytes = [], 0
 
 
-def read_job(objects: Objects, home: str, parent: Path) -> Job:
+def read_job(objects: Objects, home: str, parent: Path, base: Path | None = None) -> Job:
     """The job below ``home``. Raises GiveUpError where there is none, RetryLaterError where episodes are missing."""
     head, expected = head_of(objects.read(f"{home}/{HEAD}"))
     episodes = tuple(_episodes(objects, home))
     if len(episodes) != expected:
         raise RetryLaterError(f"{home} has {len(episodes)} of {expected} episodes; a retry writes it anew")
-    return head.job(parent, episodes)
+    return head.job(parent, episodes, base)
 
 
 def _episodes(objects: Objects, home: str) -> Iterator[Episode]:

@@ -13,7 +13,7 @@ from services.trainer.records import records_of
 from services.trainer.runs import Runs
 from services.trainer.store import Lease, Store
 from services.trainer.training import Episode, NothingToTrainError, Recipe
-from shared.artifacts import ArtifactStore
+from shared.artifacts import ArtifactStore, base_of
 from shared.database import Record
 from shared.objects import Objects
 from shared.trajectories import RunKey, Trajectory
@@ -29,6 +29,7 @@ class Written:
     home: str
     head: Head
     parent: Path
+    base: Path | None  # of a parent that is an adapter
     episodes: int
     left_out: dict[RunKey, str]
 
@@ -55,6 +56,7 @@ class Jobs:
             raise NothingToTrainError(f"no run of batch {lease.batch_id} is stored any more", left_out)
         sha256 = await self._store.weights_of(lease.batch_id)
         parent = await asyncio.to_thread(self._artifacts.open, sha256)
+        base = await asyncio.to_thread(base_of, self._artifacts, parent)
         number = await self._store.next_number(lease.policy)
         head = Head(
             lease.batch_id,
@@ -67,7 +69,7 @@ class Jobs:
             sabotage=number == self._sabotage_version,
         )
         await asyncio.to_thread(writer.close, head)
-        return Written(home, head, parent, writer.episodes, left_out)
+        return Written(home, head, parent, base, writer.episodes, left_out)
 
     async def clear(self, lease: Lease) -> None:
         """Let go of an attempt's files: they hold what agents said."""

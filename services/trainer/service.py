@@ -21,7 +21,7 @@ from services.trainer.readings import Readings
 from services.trainer.store import Lease, LeaseLostError, NewModel, Store
 from services.trainer.training import NothingToTrainError, Trained
 from services.trainer.watch import Announcer, Watch
-from shared.artifacts import ArtifactStore
+from shared.artifacts import ArtifactStore, adapter_of
 from shared.aside import Aside
 from shared.database import UNAVAILABLE, Record
 from shared.errors import GiveUpError, RatchetError
@@ -147,6 +147,7 @@ class Trainer:
             written.home,
             self._artifacts_dir,
             written.parent,
+            written.base,
             directory,
             self._engine,
             self._checkpoint_s,
@@ -193,7 +194,7 @@ class Trainer:
         artifact = await asyncio.to_thread(self._artifacts.put, directory)
         number = int(head.version.removeprefix("v"))
         note = "fire drill: its weights were made worse on purpose" if head.sabotage else None
-        model = NewModel(head.version, number, artifact, trained.metrics, note)
+        model = NewModel(head.version, number, artifact, trained.metrics, note, adapter_of(directory))
         await self._store.finish(lease, model, trained.weights, {**written.left_out, **trained.skipped})
         log = logger().bind(policy=lease.policy, batch=lease.batch_id, version=head.version)
         if head.sabotage:

@@ -32,6 +32,14 @@ class TrainerSettings(Settings):
         default_factory=dict,
         description='for single policies, or "*", as JSON: {"traders": {"loss": "cispo", "train_steps": 4}}',
     )
+    trains: Literal["full", "lora"] = Field(
+        "full", description="all weights, or a LoRA adapter over frozen ones: a fraction of the memory and of the file"
+    )
+    lora_rank: int = Field(16, ge=1, description="with trains lora: rank of a new adapter")
+    lora_alpha: int = Field(32, ge=1, description="with trains lora: a new adapter counts alpha / rank times")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="what training computes in; auto: bfloat16 on a GPU that has it, else float32"
+    )
     train_steps: int = Field(8, ge=1, description="optimizer steps a batch")
     minibatch: int = Field(64, ge=1, description="trajectories a GRPO step, more where a batch would not be seen whole")
     imitation_minibatch: int = Field(4, ge=1, description="conversations a step of imitation, more likewise")

@@ -24,6 +24,7 @@ class NewModel:
     artifact: Artifact
     metrics: dict[str, Any]
     note: str | None
+    adapter_of: str | None = None
 
 
 class Store(AttemptStore, LineStore):
@@ -147,8 +148,9 @@ class Store(AttemptStore, LineStore):
             await self._keep_artifact(connection, model.artifact)
             await connection.execute(
                 """insert into models
-                          (policy, version, number, parent, batch_id, method, artifact_sha256, metrics, note)
-                   values ($1, $2, $3, $4, $5, $6, $7, $8, $9)""",
+                          (policy, version, number, parent, batch_id, method, artifact_sha256, metrics, note,
+                           adapter_of)
+                   values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)""",
                 lease.policy,
                 model.version,
                 model.number,
@@ -158,6 +160,7 @@ class Store(AttemptStore, LineStore):
                 model.artifact.sha256,
                 model.metrics,
                 model.note,
+                model.adapter_of,
             )
             await connection.execute(
                 """update batch_trajectories b set weight = w.weight

@@ -48,9 +48,17 @@ class Episode:
     calls: tuple[CallRecord, ...]
 
 
+Trains = Literal["full", "lora"]
+Dtype = Literal["auto", "float32", "bfloat16"]
+
+
 @dataclass(frozen=True)
 class Recipe:
     """How one batch is trained, kept with it so that whoever takes it over trains it alike.
+
+    ``trains``: all weights, or a LoRA adapter of ``lora_rank`` and ``lora_alpha`` over frozen ones; a parent that is
+    an adapter keeps its own two. ``dtype`` is what is computed in, and what frozen weights are held in; what is trained
+    is float32 always. auto: bfloat16 on a GPU that has it.
 
     What is None is left to others: ``learning_rate`` to ``recipes.learning_rate``, the bounds to the loss or mask that
     is named (``learning/losses.py`` has the formula of each). Fields are only added, each with the default that older
@@ -74,6 +82,10 @@ class Recipe:
     mask_bound: Positive | None = None
     stop_kl: Positive | None = None
     stop_ratio: Positive | None = None
+    trains: Trains = "full"
+    lora_rank: AtLeastOne = 16
+    lora_alpha: AtLeastOne = 32
+    dtype: Dtype = "auto"
 
 
 def recipe_of(batch_id: str, numbers: Mapping[str, Any]) -> dict[str, Any]:
@@ -84,6 +96,8 @@ def recipe_of(batch_id: str, numbers: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Job:
+    """What an engine trains. ``base``: the weights that ``parent`` is an adapter of; None where it is whole."""
+
     batch_id: str
     policy: str
     version: str
@@ -93,6 +107,7 @@ class Job:
     episodes: tuple[Episode, ...]
     recipe: Recipe
     sabotage: bool = False
+    base: Path | None = None
 
 
 @dataclass(frozen=True)

@@ -101,6 +101,6 @@ async def test_rewards_go_out_before_the_window_ends_and_late_orders_when_they_c
     monkeypatch.setattr(process, "until", at_once)
     traders = [Scripted("a", late=False), Scripted("b", late=True), Scripted("c", late=False)]
     traders[2].busy = True  # still at an earlier window: it sits this one out
-    await process.run_window(Quiet(), traders, 1, number, window)  # type: ignore[arg-type]
+    await process.run_window(Quiet(), traders, SYMBOLS, 1, number, window)  # type: ignore[arg-type]
     assert published == [0, len(SYMBOLS), len(SYMBOLS)]
     assert max(times) < window.ends_at.timestamp()

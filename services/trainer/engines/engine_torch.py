@@ -1,11 +1,11 @@
-"""GRPO and imitation on any Hugging Face causal LM, full weights, one process, CPU or GPU."""
+"""GRPO and imitation on any Hugging Face causal LM, full weights or LoRA, one process, CPU or GPU."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from services.trainer.learning import checkpoint
+from services.trainer.learning import checkpoint, precision
 from services.trainer.learning.samples import Samples
 from services.trainer.training import Job, Progress, Trained
 
@@ -36,14 +36,15 @@ class TorchEngine:
         from services.trainer.learning.parts import Parts
 
         device = ("cuda" if torch.cuda.is_available() else "cpu") if self._device == "auto" else self._device
-        model, tokenizer = checkpoint.load(job.parent, device)
+        model, tokenizer = checkpoint.load(job, device)
         progress(0, job.recipe.steps, {})
         likelihood = Likelihood(model)
         parts = Parts(likelihood, micro_tokens=job.recipe.micro_tokens)
         samples = Samples(job, vocabulary=likelihood.vocabulary, context=likelihood.context)
         loop = Loop(job, model, parts, samples, progress, self._checkpoints)
-        metrics = loop.run(samples.read(tokenizer, parts.logprobs))
-        if job.sabotage:
-            checkpoint.make_worse(model, job.recipe.seed)
-        checkpoint.save(model, job, directory, metrics)
+        with precision.computing(job.recipe, device):
+            metrics = loop.run(samples.read(tokenizer, parts.logprobs))
+            if job.sabotage:
+                checkpoint.make_worse(model, job.recipe.seed)
+            checkpoint.save(model, tokenizer, job, directory, metrics)
         return Trained(metrics, samples.importance_by_run, samples.skipped)

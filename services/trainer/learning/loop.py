@@ -44,8 +44,9 @@ class Loop:
         A run whose own loss or gradient is not finite is left out, and the step made without it.
         """
         self.model.eval()  # dropout would part the policy that is trained from the one that was sampled
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         rate = self.recipe.learning_rate or default_rate(self.model)
-        optimizer = torch.optim.AdamW(self.model.parameters(), lr=rate, weight_decay=0.0)
+        optimizer = torch.optim.AdamW(trained, lr=rate, weight_decay=0.0)
         for sample in samples:
             self.runs.setdefault(run_key(sample.episode), []).append(sample)
         stopped: str | None = None
