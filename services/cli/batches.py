@@ -8,7 +8,6 @@ from typing import Annotated, Any
 import typer
 
 from services.cli.observe import Limit
-from services.cli.training_wait import words
 from services.terminal.output import AsJson, console, print_json, table
 
 
@@ -38,6 +37,8 @@ def _one(found: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print_json(found)
         return
+    from services.cli.training_wait import words
+
     columns = ("attempt", "state", "trainer", "began", "ended", "step", "measured", "why")
     cells = [
         (

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from shared.database import Pool
+from shared.errors import GiveUpError
 
 Row = dict[str, Any]
 

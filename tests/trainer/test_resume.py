@@ -1,4 +1,4 @@
-"""A training that is killed goes on from its last checkpoint, and ends with the weights of one that nothing disturbed."""
+"""A training that is killed goes on from its last checkpoint, and ends with the weights of one left alone."""
 
 from __future__ import annotations
 
