@@ -14,27 +14,57 @@ Version = Annotated[str, typer.Argument(help="As `ratchet models` lists it, for 
 
 
 def train(
+    context: typer.Context,
     policy: Policy = "default",
     min_agents: Annotated[int | None, typer.Option(min=1, help="Agents that a batch needs at least.")] = None,
     iterations: Annotated[int | None, typer.Option(min=1, help="Optimizer steps.")] = None,
     dropout: Annotated[float | None, typer.Option(min=0, max=0.99, help="Share of runs left out at random.")] = None,
     lookback: Annotated[int | None, typer.Option(min=1, help="Windows to take groups from.")] = None,
+    window: Annotated[list[str] | None, typer.Option("--window", help="Made of this window; may be repeated.")] = None,
+    groups: Annotated[list[str] | None, typer.Option("--groups", help="Made of this group; may be repeated.")] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Though a version is on trial, or one agent alone is heard.")
+    ] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Until it has ended, with its progress.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Ask the trainer for a batch now, from what is judged and not yet trained on."""
-    wanted = {
+    """Ask the trainer for a batch now, from what is judged and not yet trained on; or cancel the one that runs."""
+    if context.invoked_subcommand is not None:
+        return
+    wanted: dict[str, Any] = {
         "policy": policy,
         "min_agents": min_agents,
         "iterations": iterations,
         "dropout": dropout,
         "lookback_windows": lookback,
+        "windows": window or None,
+        "groups": groups or None,
+        "force": force or None,
     }
     reply = ask("trainer", "train", wanted)
     if reply.get("batch_id") is None:
         reply |= _left_out(policy)
+    elif wait:
+        from services.cli.training_wait import until_ended
+        from services.terminal import session
+
+        reply |= session.run(until_ended(reply["batch_id"]))
     say(reply, as_json)
     if reply.get("batch_id") is None:  # nothing was claimed, and the reply says what is missing
         raise typer.Exit(1)
+
+
+def train_cancel(
+    batch: Annotated[str | None, typer.Argument(help="As `ratchet batches` lists it; else the policy's own.")] = None,
+    policy: Policy = "default",
+    reason: Reason = None,
+    as_json: AsJson = False,
+) -> None:
+    """End a batch that is being trained, within seconds. Its groups go back, and no run is to blame."""
+    import getpass
+
+    request = {"policy": policy, "batch_id": batch, "by": getpass.getuser(), "reason": reason}
+    say(ask("trainer", "cancel", request), as_json)
 
 
 def rescore(

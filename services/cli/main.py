@@ -45,6 +45,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 agents = typer.Typer(help="The agents that were seen; their credentials and gateway keys.", rich_markup_mode=None)
+training = typer.Typer(help="Ask for a batch now, or cancel the one that runs.", rich_markup_mode=None)
 one_window = typer.Typer(help="One window: close it before its time.", no_args_is_help=True, rich_markup_mode=None)
 letters = typer.Typer(
     help="What could never be handled, with its reason; show it, send it again.", rich_markup_mode=None
@@ -89,7 +90,9 @@ app.command()(transfer.export)
 app.command()(transfer.simulate)
 app.command()(forget)
 app.add_typer(base.base, name="base")
-app.command()(change.train)
+app.add_typer(training, name="train")
+training.callback(invoke_without_command=True)(change.train)
+training.command("cancel")(change.train_cancel)
 app.command()(change.rescore)
 app.command()(change.deploy)
 app.command()(change.rollback)

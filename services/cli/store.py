@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from shared.database import Pool
+from shared.errors import GiveUpError
 
 Row = dict[str, Any]
 
@@ -78,6 +79,23 @@ async def batches(pool: Pool, policy: str | None, limit: int) -> list[Row]:
         limit,
     )
     return [dict(row) for row in rows]
+
+
+async def batch(pool: Pool, batch_id: str) -> Row:
+    """One batch with its attempts, the newest first, and how far that is. Raises GiveUpError."""
+    row = await pool.fetchrow("select * from batch_overview where batch_id = $1", batch_id)
+    if row is None:
+        raise GiveUpError(f"there is no batch {batch_id[:80]!r}; `ratchet batches` lists them")
+    attempts = await pool.fetch(
+        """select fencing_token, state, reason, trainer, began_at, heard_at, ended_at, progress
+             from attempts where batch_id = $1 order by fencing_token desc""",
+        batch_id,
+    )
+    return {
+        **dict(row),
+        "progress": attempts[0]["progress"] if attempts else {},
+        "attempted": [dict(attempt) for attempt in attempts],
+    }
 
 
 async def failed_batches(pool: Pool, policy: str | None) -> list[Row]:

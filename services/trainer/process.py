@@ -107,7 +107,7 @@ def how_it_died(code: int) -> str:
     """An exit code in words."""
     if code < 0:
         name = signal.Signals(-code).name
-        why = " (out of memory, or by hand)" if name == "SIGKILL" else ""
+        why = ", out of memory or by hand" if name == "SIGKILL" else ""
         return f"its process was killed by signal {-code} ({name}){why}"
     if code == child.LEASE_OVER:
         return "its process ended itself: its lease was over, and nobody prolonged it"

@@ -52,9 +52,9 @@ class Store(AttemptStore, LineStore):
         async with self._pool.acquire() as connection, connection.transaction():
             await connection.execute("select pg_advisory_xact_lock(hashtextextended('trainer:' || $1, 0))", policy)
             gates = await self.gates(policy, connection)
-            if [replace(gate, untried=None, undecided=None) if force else gate for gate in gates] != [
-                Gate(policy, parent)
-            ]:
+            if force:
+                gates = [replace(gate, untried=None, undecided=None) for gate in gates]
+            if gates != [Gate(policy, parent)]:
                 return False
             if await connection.fetchval(
                 """select exists (select from batch_trajectories join batches using (batch_id)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,6 +21,7 @@ from services.trainer.app import Parts, wire
 from services.trainer.child import MakeEngine
 from services.trainer.engines.engine_torch import torch_engine
 from services.trainer.settings import TrainerSettings
+from services.trainer.store import Store
 from shared import subjects, trajectories
 from shared.artifacts import Artifact, DirectoryStore
 from shared.bus import Bus
@@ -263,6 +265,72 @@ async def test_a_trainer_that_lost_its_lease_leaves_nothing_behind(rig: Rig, tmp
     await rig.pool.execute("update batches set lease_until = now()")
     await rig.until("select state = 'trained' from batches")
     assert await rig.pool.fetchval("select fencing_token from batches") == 8
+
+
+async def test_a_batch_that_is_cancelled_ends_at_once_and_its_groups_go_back(rig: Rig, tmp_path: Path) -> None:
+    engine = Held(tmp_path / "engine")
+    rig.start(engine, lease_s=0.6, retry_s=3600.0)
+    await rig.bus.broker.start()
+    await rig.promoted_base()
+    with pytest.raises(GiveUpError, match="no batch of policy default is being trained"):
+        await rig.bus.command("trainer", "cancel", {})
+    await rig.world.exact_groups(3)
+    process = await engine.began()
+    [batch_id] = [job.batch_id for job in engine.jobs]
+    asked = {"batch_id": batch_id, "by": "ana", "reason": "the wrong rubric"}
+    assert await rig.bus.command("trainer", "cancel", asked) == {"cancelled": batch_id}
+    await gone(process)
+    row = await rig.pool.fetchrow("select state, failure from batches")
+    assert tuple(row or ()) == ("cancelled", "cancelled by ana: the wrong rubric")
+    row = await rig.pool.fetchrow("select state, reason, ended_at is not null from attempts")
+    assert tuple(row or ()) == ("cancelled", "cancelled by ana: the wrong rubric", True)
+    await rig.until("select not exists (select from batches where state = 'claimed')")
+    assert len(await Store(rig.pool).unused_groups("default", 9)) == 3
+    with pytest.raises(GiveUpError, match=f"{batch_id} is cancelled"):
+        await rig.bus.command("trainer", "cancel", asked)
+    async with asyncio.timeout(20):
+        while list(rig.settings.artifacts_dir.glob("jobs/*/*/*")):
+            await asyncio.sleep(0.01)
+
+
+async def test_a_process_that_is_killed_is_a_crash_with_its_signal(rig: Rig, tmp_path: Path) -> None:
+    engine = Held(tmp_path / "engine")
+    rig.start(engine)
+    await rig.bus.broker.start()
+    await rig.promoted_base()
+    await rig.world.exact_groups(3)
+    os.kill(await engine.began(), signal.SIGKILL)
+    await engine.began(2)
+    engine.let_go()
+    await rig.until("select state = 'trained' from batches")
+    rows = await rig.pool.fetch("select number, state, reason from attempts order by fencing_token")
+    assert [tuple(row) for row in rows] == [
+        (1, "crashed", "its process was killed by signal 9 (SIGKILL), out of memory or by hand"),
+        (2, "trained", None),
+    ]
+
+
+async def test_force_trains_beside_a_trial_of_what_is_named(rig: Rig, tmp_path: Path) -> None:
+    engine = Held(tmp_path / "engine").let_go()
+    rig.start(engine, tick_s=60.0, min_groups=50)
+    await rig.bus.broker.start()
+    await rig.promoted_base()
+    await rig.world.exact_groups(2)
+    await rig.world.exact_groups(1, prefix="newer", window=3)
+    asked: dict[str, Any] = {"groups": ["g1", "nothing"]}
+    why = "nothing of it is scored for this policy, or a batch holds it already"
+    assert (await rig.bus.command("trainer", "train", asked))["why_not"] == [f"group nothing: {why}"]
+    assert (await rig.bus.command("trainer", "train", {"groups": ["g0"]}))["batch_id"]
+    await rig.until("select exists (select from models where version = 'v1')")
+    await rig.world.deployment("v1", "canary")
+    assert (await rig.bus.command("trainer", "train", {}))["why_not"] == ["v1 is on trial and undecided"]
+    assert (await rig.bus.command("trainer", "train", {"groups": ["g1"], "force": True}))["batch_id"]
+    await rig.until("select exists (select from models where version = 'v2')")
+    newer = await rig.pool.fetchval("select window_id from groups where group_id = 'newer0'")
+    assert (await rig.bus.command("trainer", "train", {"windows": [newer], "force": True}))["batch_id"]
+    await rig.until("select exists (select from models where version = 'v3')")
+    made = [{episode.group_id for episode in job.episodes} for job in engine.jobs]
+    assert made == [{"g0"}, {"g1"}, {"newer0"}]
 
 
 async def test_what_can_never_be_trained_fails_at_once(rig: Rig) -> None:
