@@ -1,8 +1,9 @@
 """How fast a batch's runs come from Postgres as the samples that are trained on: ``python -m bench.assembly``.
 
-Runs of 10 KB: four calls each, which extend one another, with the tokens of each prompt and reply as the gateway records
-them. They are read as the trainer reads them, some at a time; ``rss_mb`` is what this process holds after each tenth, and
-``growth_mb`` the difference between the second of these and the last.
+Runs of 10 KB: four calls each, which extend one another, with the tokens of each prompt and reply as the gateway
+records them. They are read as the trainer reads them, some at a time. ``cpu_s`` is what this process worked of the
+seconds; ``rss_mb`` is what it holds after each tenth of the runs, ``growth_mb`` the difference between the second of
+these and the last.
 """
 
 from __future__ import annotations
