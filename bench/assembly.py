@@ -1,8 +1,9 @@
 """How fast a batch's runs come from Postgres as the samples that are trained on: ``python -m bench.assembly``.
 
-Runs of 10 KB: four calls each, which extend one another, with the tokens of each prompt and reply as the gateway records
-them. They are read as the trainer reads them, some at a time; ``rss_mb`` is what this process holds after each tenth, and
-``growth_mb`` the difference between the second of these and the last.
+Runs of 10 KB: four calls each, which extend one another, with the tokens of each prompt and reply as the gateway
+records them. They are read as the trainer reads them, some at a time. ``cpu_s`` is what this process worked of the
+seconds; ``rss_mb`` is what it holds after each tenth of the runs, ``growth_mb`` the difference between the second of
+these and the last.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from shared.bodies import packed
 from shared.trajectories import RunKey
 
 SINCE = datetime(2026, 11, 20, 10, tzinfo=UTC)
-TURNS, VOCABULARY = 4, 49_152
+TURNS, REPLY, VOCABULARY = 4, 18, 49_152
 KEPT_AT_ONCE = 500
 
 
@@ -41,7 +42,7 @@ def events_of(number: int) -> list[Any]:
     ids = [draw.randrange(VOCABULARY) for _ in range(70)]
     made = []
     for turn in range(TURNS):
-        reply = [draw.randrange(VOCABULARY) for _ in range(24)]
+        reply = [draw.randrange(VOCABULARY) for _ in range(REPLY)]
         content = [{"token": "word", "logprob": -draw.random(), "top_logprobs": []} for _ in reply]
         asked = {"role": "user", "content": "what do you do now, and why? " * 4}
         call = LlmCall(
@@ -53,7 +54,7 @@ def events_of(number: int) -> list[Any]:
             temperature=1.0,
             top_p=1.0,
             response={
-                "message": {"role": "assistant", "content": "word " * 24},
+                "message": {"role": "assistant", "content": "word " * REPLY},
                 "token_ids": reply,
                 "logprobs": {"content": content},
             },
@@ -65,18 +66,8 @@ def events_of(number: int) -> list[Any]:
 
 async def write(pool: database.Pool, runs: int) -> tuple[list[RunKey], int]:
     """The runs in ``bodies`` as the recorder leaves them, and how many bytes they are."""
-    columns = [
-        "day",
-        "agent_id",
-        "event_id",
-        "trajectory_id",
-        "kind",
-        "sequence",
-        "sha256",
-        "size_bytes",
-        "body",
-        "witnessed",
-    ]
+    columns = ["day", "agent_id", "event_id", "trajectory_id", "kind", "sequence", "sha256", "size_bytes"]
+    columns += ["body", "witnessed"]
     keys, size = [], 0
     for start in range(0, runs, KEPT_AT_ONCE):
         rows = []
@@ -100,11 +91,11 @@ async def measure(home: Path, runs: int) -> dict[str, Any]:
     server.start()
     try:
         database.migrate(server.url)
-        async with database.connected(server.url) as pool:
+        async with database.pool(server.url) as pool:
             keys, size = await write(pool, runs)
             sequences = tokens = read = 0
             held: list[int] = []
-            began = time.perf_counter()
+            began, worked = time.perf_counter(), time.process_time()
             async for chunk in StoredRuns(pool).chunks(keys):
                 for run in chunk.values():
                     for found in token_sequences(records_of(run)):
@@ -113,15 +104,16 @@ async def measure(home: Path, runs: int) -> dict[str, Any]:
                 read += len(chunk)
                 if read * 10 >= runs * (len(held) + 1):
                     held.append(resident_mb())
-            took = time.perf_counter() - began
+            took, worked = time.perf_counter() - began, time.process_time() - worked
     finally:
         server.stop()
-    assert (read, tokens) == (runs, runs * TURNS * 24)
+    assert (read, tokens) == (runs, runs * TURNS * REPLY)
     return {
         "runs": runs,
         "bytes_a_run": size // runs,
         "sequences": sequences,
         "seconds": round(took, 2),
+        "cpu_s": round(worked, 2),
         "runs_per_s": round(runs / took),
         "rss_mb": held,
         "growth_mb": held[-1] - held[min(1, len(held) - 1)],

@@ -6,7 +6,6 @@ written before it came are zlib, and stay so.
 
 from __future__ import annotations
 
-import re
 import threading
 import zlib
 
@@ -14,8 +13,10 @@ import zstandard
 from pydantic_core import from_json, to_json
 
 LEVEL = 1
-# What every number that no float holds is written with: a literal, an exponent of three digits, or many digits.
-BEYOND = re.compile(rb"NaN|Infinity|[eE]\+?[0-9]{3}|[0-9]{200}")
+# What every number that no float holds is written with: a literal, an exponent of three digits, or many digits. Looked
+# for as plain text once all digits are alike: a pattern took a third of the time that reading a run takes.
+SHAPE = bytes.maketrans(b"123456789E", b"000000000e")
+BEYOND = (b"NaN", b"Infinity", b"e000", b"e+000", b"0" * 200)
 MAGIC = zstandard.FRAME_HEADER
 _of_thread = threading.local()  # a compressor's memory is made once and used again, by one thread at a time
 
@@ -43,7 +44,8 @@ def finite(content: bytes) -> bytes:
     RFC 8259 (6) has no such numbers. Pydantic reads them in free fields all the same, ``1e999`` too, and whoever writes
     one on stumbles. The recorder takes none; what it took before is read through this. No JSON stays what it is.
     """
-    if BEYOND.search(content) is None:
+    shape = content.translate(SHAPE)
+    if not any(text in shape for text in BEYOND):
         return content
     try:
         value = from_json(content)

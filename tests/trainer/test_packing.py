@@ -47,6 +47,7 @@ PROMPT = tuple(range(1, 25))
 
 @pytest.fixture(autouse=True)
 def short_ones_are_worth_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.set_num_threads(1)  # as tests/trainer/conftest.py: two that wait for each other are slower where others work
     monkeypatch.setattr(packing, "LEAST_SHARED", 1)
     monkeypatch.setattr(going_through, "BRANCH_TOKENS", 0)
 

@@ -141,7 +141,7 @@ class _ByBranch(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, branches: Sequence[Branch]
     ) -> torch.Tensor:
         run = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -162,7 +162,7 @@ class _ByBranch(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         query, key, value, out, total = ctx.saved_tensors
         run = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
         to_query, to_key, to_value = (torch.empty_like(kept) for kept in (query, key, value))

@@ -72,7 +72,7 @@ class Likelihood:
         self._recomputing = len(row.ids) > self.tokens_at_once
         given = _row(row, self.device)
         if self._head is None:
-            wanted, which = places.unique(return_inverse=True)
+            wanted, which = torch.unique(places, return_inverse=True)
             logits = self._model(**given, logits_to_keep=wanted).logits[0]
             return _logprobs(logits[which], targets, temperatures)
         hidden = self._model.get_decoder()(**given).last_hidden_state[0].index_select(0, places)
