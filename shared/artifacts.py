@@ -7,6 +7,7 @@ The hash is the SHA-256 of the sorted lines ``<sha256 of file>  <relative path>\
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import tempfile
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import Protocol
 
 from shared.errors import GiveUpError, RetryLaterError
+
+RATCHET = "ratchet.json"  # what an artifact says of itself; whole weights have none
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,29 @@ def describe(directory: Path) -> Artifact:
         raise GiveUpError(f"{directory} holds no file to keep as an artifact")
     lines = "".join(f"{digest}  {name}\n" for name, digest in sorted(files.items()))
     return Artifact(hashlib.sha256(lines.encode()).hexdigest(), directory.absolute().as_uri(), size_bytes, files)
+
+
+def adapter_of(directory: Path) -> str | None:
+    """The artifact that the adapter in ``directory`` is over; None for whole weights.
+
+    Raises GiveUpError where ``ratchet.json`` does not say.
+    """
+    path = directory / RATCHET
+    if not path.exists():
+        return None
+    try:
+        found = json.loads(path.read_bytes())["adapter_of"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise GiveUpError(f'{path} is not {{"adapter_of": SHA256}}: {error}') from error
+    if not isinstance(found, str) or len(found) != 64:
+        raise GiveUpError(f"{path}: adapter_of is {str(found)[:80]!r}, expected the 64 digits of an artifact")
+    return found
+
+
+def base_of(store: ArtifactStore, directory: Path) -> Path | None:
+    """The directory of the weights that the adapter in ``directory`` is over, verified; None for whole weights."""
+    sha256 = adapter_of(directory)
+    return None if sha256 is None else store.open(sha256)
 
 
 class DirectoryStore:
