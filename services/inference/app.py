@@ -33,6 +33,7 @@ def inference(settings: InferenceSettings) -> Inference:
         max_loaded=settings.max_loaded,
         batch_max=settings.batch_max,
         batch_wait_s=settings.batch_wait_ms / 1000,
+        adapters_max=settings.adapters_max,
         answer_s=settings.answer_timeout_s,
         waiting_max=settings.waiting_max,
     )

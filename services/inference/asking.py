@@ -1,4 +1,4 @@
-"""What a chat completion may ask for: each field is served, says nothing about the reply, or is refused by its name.
+"""What a request may ask for: each field is served, says nothing about the reply, or is refused by its name.
 
 Beyond OpenAI's own fields: sampling by vLLM's names and with its meaning, and ``return_token_ids`` and
 ``return_tokens_as_token_ids``, vLLM's too.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -17,6 +17,7 @@ from shared.chat import joined
 from shared.errors import reason
 
 INT64 = 2**63
+Request = TypeVar("Request", bound=BaseModel)
 Stop = Annotated[str, Field(min_length=1, max_length=1000)]
 
 TAGS = frozenset({"user", "metadata", "safety_identifier", "prompt_cache_key", "prompt_cache_retention", "request_id"})
@@ -148,6 +149,17 @@ class ChatRequest(BaseModel):
         )
 
 
+class ScoreRequest(BaseModel):
+    """``POST /v1/completions``, which scores a prompt's tokens and completes nothing: one token is drawn."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    model: str
+    prompt: Annotated[list[Annotated[int, Field(ge=0, lt=INT64)]], Field(min_length=1)]
+    max_tokens: Literal[1]
+    prompt_logprobs: Literal[0]
+
+
 @dataclass(frozen=True)
 class Wrong:
     """Why a body is no request that is served, and the field at fault where there is one."""
@@ -156,10 +168,10 @@ class Wrong:
     param: str | None
 
 
-def asked(body: bytes) -> ChatRequest | Wrong:
+def asked(body: bytes, kind: type[Request]) -> Request | Wrong:
     """A request whose every field is honoured, or the first that is not. Never raises, whatever the body is."""
     try:
-        request = ChatRequest.model_validate_json(body)
+        request = kind.model_validate_json(body)
     except ValidationError as error:
         where = [str(part) for part in error.errors(include_url=False, include_input=False)[0]["loc"]]
         named = [part for part in where if part.isidentifier() or part.isdigit()]  # the rest are kinds of a union

@@ -1,4 +1,4 @@
-"""What a chat completion is, apart from any model: asks, replies, stops, tool calls, and how prompts share a pass."""
+"""What a chat completion is, apart from any model: asks, replies, stops, tool calls, and who joins a batch."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pydantic_core import from_json
 
 FinishReason = Literal["stop", "length"]
 
+TOOL_CALL_BEGINS = "<tool_call>"
 TOOL_CALL = re.compile(r"<tool_call>\s*(\{.*?\})\s*</tool_call>", re.DOTALL)
 
 
@@ -47,12 +48,14 @@ def _always() -> bool:
 class Ask:
     """One request: OpenAI chat messages, the tools they may call, and how to sample.
 
-    ``wanted`` is asked between tokens: False as soon as nobody waits for the reply.
+    ``wanted`` is asked between tokens: False as soon as nobody waits for the reply. ``streams``: the reply is told
+    piece by piece.
     """
 
     messages: list[dict[str, Any]]
     tools: list[dict[str, Any]] | None = None
     sampling: Sampling = Sampling()
+    streams: bool = False
     wanted: Callable[[], bool] = field(default=_always, compare=False)
 
 
@@ -78,13 +81,40 @@ class Reply:
 
 @dataclass(frozen=True)
 class Refused:
-    """Why one request of a batch has no reply; its neighbours have theirs. ``code`` is OpenAI's."""
+    """Why one request has no reply; its neighbours have theirs. ``code`` is OpenAI's where it has one."""
 
     message: str
-    code: Literal["context_length_exceeded", "invalid_messages", "model_broken"]
+    code: Literal["context_length_exceeded", "invalid_messages", "invalid_prompt", "model_broken", "model_failed"]
 
 
 Answer = Reply | Refused
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What a reply gained since it was last told of: tokens, and the text that no later token changes."""
+
+    prompt_token_ids: list[int]
+    token_ids: list[int]
+    logprobs: list[float]
+    token_texts: list[str]
+    text: str
+    calls_tools: bool = False
+
+
+@dataclass(frozen=True)
+class Scored:
+    """How probable a model finds given tokens, at temperature 1.
+
+    One entry a token: the first follows nothing and has None. ``ranks`` count from 1, the most probable token.
+    ``drawn`` is the one token that was drawn after them, with its text.
+    """
+
+    token_ids: list[int]
+    logprobs: list[float | None]
+    ranks: list[int | None]
+    token_texts: list[str]
+    drawn: tuple[int, str]
 
 
 def cut_at_stop(text: str, stops: Sequence[str]) -> tuple[str, bool]:
@@ -93,25 +123,43 @@ def cut_at_stop(text: str, stops: Sequence[str]) -> tuple[str, bool]:
     return (text[: min(places)], True) if places else (text, False)
 
 
+def certain(text: str, stops: Sequence[str], calls_tools: bool) -> str:
+    """How much of an unfinished reply's text is part of its content, whatever comes next.
+
+    Held back is an end that may begin a stop string and, where the model calls tools, all from what may be a call on,
+    with the blanks before it.
+    """
+    kept = len(text) - max((_begun(text, stop) for stop in stops), default=0)
+    if not calls_tools:
+        return text[:kept]
+    place = text.find(TOOL_CALL_BEGINS)
+    kept = min(kept, place if place >= 0 else len(text) - _begun(text, TOOL_CALL_BEGINS))
+    return text[:kept].rstrip()
+
+
+def _begun(text: str, word: str) -> int:
+    """The length of the longest end of ``text`` that begins ``word`` without being all of it."""
+    return next((n for n in range(min(len(word) - 1, len(text)), 0, -1) if text.endswith(word[:n])), 0)
+
+
 def reply_room(prompt_tokens: int, wanted: int, context_length: int) -> int:
     """How many tokens a reply may have: what was wanted, within what the context leaves. Below 1 there is no room."""
     return min(wanted, context_length - prompt_tokens)
 
 
-def passes(lengths: Sequence[int], rows: int, tokens: int) -> list[list[int]]:
-    """Which prompts share a forward pass: indices by length, so that little is padding.
+def joiners(running: Sequence[int], waiting: Sequence[int], rows: int, tokens: int) -> int:
+    """How many of those who wait join a running batch, first come first; each is the tokens that it may come to.
 
-    A pass has at most ``rows`` prompts and, padded to its longest, at most ``tokens`` tokens; a prompt that is
-    longer than that goes alone.
+    A batch has at most ``rows`` rows and, padded to its longest, at most ``tokens`` tokens; what is longer than that
+    goes alone. Nobody is passed by those behind, so that the longest is answered too.
     """
-    found: list[list[int]] = []
-    for index in sorted(range(len(lengths)), key=lambda i: lengths[i]):
-        last = found[-1] if found else []
-        if last and len(last) < rows and (len(last) + 1) * lengths[index] <= tokens:
-            last.append(index)
-        else:
-            found.append([index])
-    return found
+    count, longest = len(running), max(running, default=0)
+    for number, length in enumerate(waiting):
+        longest = max(longest, length)
+        if count >= rows or (count and (count + 1) * longest > tokens):
+            return number
+        count += 1
+    return len(waiting)
 
 
 def split_tool_calls(text: str) -> tuple[str, list[dict[str, str]]]:
@@ -133,4 +181,4 @@ def split_tool_calls(text: str) -> tuple[str, list[dict[str, str]]]:
         return ""
 
     rest = TOOL_CALL.sub(take, text)
-    return (rest.strip(), calls) if calls else (text, [])
+    return (rest.rstrip(), calls) if calls else (text, [])

@@ -5,21 +5,22 @@ from __future__ import annotations
 import asyncio
 import hmac
 import json
-import re
 import time
 import uuid
-from collections.abc import Awaitable, Iterator
-from typing import TypeVar
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
+from typing import Any, TypeVar
 
 from prometheus_client import Counter, Histogram
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from services.inference import wire
-from services.inference.asking import ChatRequest, Wrong, asked
-from services.inference.domain import Refused, Reply
+from services.inference.asking import ChatRequest, ScoreRequest, Wrong, asked
+from services.inference.domain import Answer, Piece, Refused, Reply, Scored
 from services.inference.service import Inference
 from shared.errors import GiveUpError, RetryLaterError
 from shared.telemetry import logger
@@ -30,8 +31,8 @@ SECONDS = Histogram(
     "Seconds a chat completion took",
     buckets=(0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 2, 10, 60),
 )
-SHA256 = re.compile("[0-9a-f]{64}")
 RETRY_AFTER = {"retry-after": "1"}
+Endpoint = Callable[[Request], Awaitable[Response]]
 T = TypeVar("T")
 GONE = 499  # the client left before it had its answer: nobody reads the answer, the metric counts it
 
@@ -39,21 +40,31 @@ GONE = 499  # the client left before it had its answer: nobody reads the answer,
 def application(
     service: Inference, *, max_body_bytes: int, body_timeout_s: float = 30.0, token: str | None = None
 ) -> Starlette:
-    """The API as an ASGI application: ``POST /v1/chat/completions`` and ``GET /v1/models``.
+    """The API as an ASGI application: ``POST /v1/chat/completions``, ``POST /v1/completions``, which scores a prompt's
+    tokens, and ``GET /v1/models``.
 
     Where there is a ``token``, who asks sends it as ``Authorization: Bearer``.
     """
 
-    async def chat(request: Request) -> Response:
-        with SECONDS.time():
+    def counted(answer: Callable[[Inference, Request, bytes], Awaitable[Response]]) -> Endpoint:
+        async def endpoint(request: Request) -> Response:
+            started = time.perf_counter()
             try:
-                response = await answered(request)
+                response = await answered(request, answer)
             except ClientDisconnect:
                 response = Response(status_code=GONE)
-        REQUESTS.labels(str(response.status_code)).inc()
-        return response
+            if isinstance(response, _Stream):
+                response.started = started
+            else:
+                SECONDS.observe(time.perf_counter() - started)
+            REQUESTS.labels(str(response.status_code)).inc()
+            return response
 
-    async def answered(request: Request) -> Response:
+        return endpoint
+
+    async def answered(
+        request: Request, answer: Callable[[Inference, Request, bytes], Awaitable[Response]]
+    ) -> Response:
         if not _admits(token, request):
             return _unauthorized()
         try:
@@ -63,7 +74,7 @@ def application(
             return _error(408, f"the request did not arrive within {body_timeout_s:g} s", "request_timeout")
         if body is None:
             return _error(413, f"the request is over {max_body_bytes} bytes", "request_too_large")
-        return await _chat(service, request, body)
+        return await answer(service, request, body)
 
     async def models(request: Request) -> Response:
         if not _admits(token, request):
@@ -72,7 +83,11 @@ def application(
         return JSONResponse({"object": "list", "data": data})
 
     return Starlette(
-        routes=[Route("/v1/chat/completions", chat, methods=["POST"]), Route("/v1/models", models, methods=["GET"])]
+        routes=[
+            Route("/v1/chat/completions", counted(_chat), methods=["POST"]),
+            Route("/v1/completions", counted(_score), methods=["POST"]),
+            Route("/v1/models", models, methods=["GET"]),
+        ]
     )
 
 
@@ -91,17 +106,40 @@ async def _content(request: Request, limit_bytes: int) -> bytes | None:
 
 
 async def _chat(service: Inference, request: Request, body: bytes) -> Response:
-    match asked(body):
+    match asked(body, ChatRequest):
         case Wrong(message, param):
             return _error(400, f"wrong request: {message}", "invalid_request", param)
         case ChatRequest() as wanted:
             pass
-    if not SHA256.fullmatch(wanted.model):
-        return _error(
-            404, "model must be the SHA-256 of an artifact, 64 hexadecimal digits", "model_not_found", "model"
-        )
+    completion_id, created = f"chatcmpl-{uuid.uuid4().hex}", int(time.time())
+    if wanted.stream:
+        rest = service.stream(wanted.model, wanted.ask())
+        first = await _found(request, anext(rest))
+        if not isinstance(first, Piece | Reply):
+            return _refusal(wanted.model, first, "messages")
+        return _Stream(_events(wire.Chunks(wanted, completion_id, created), first, rest))
+    answer = await _found(request, service.answer(wanted.model, wanted.ask()))
+    if not isinstance(answer, Reply):
+        return _refusal(wanted.model, answer, "messages")
+    return JSONResponse(wire.completion(wanted, answer, completion_id, created))
+
+
+async def _score(service: Inference, request: Request, body: bytes) -> Response:
+    match asked(body, ScoreRequest):
+        case Wrong(message, param):
+            return _error(400, f"wrong request: {message}", "invalid_request", param)
+        case ScoreRequest() as wanted:
+            pass
+    scored = await _found(request, service.score(wanted.model, wanted.prompt))
+    if not isinstance(scored, Scored):
+        return _refusal(wanted.model, scored, "prompt")
+    return JSONResponse(wire.scores(wanted.model, scored, f"cmpl-{uuid.uuid4().hex}", int(time.time())))
+
+
+async def _found(request: Request, work: Awaitable[T]) -> T | Response:
+    """What comes of asking a model, or the error that says why nothing does."""
     try:
-        answer = await _unless_gone(request, service.answer(wanted.model, wanted.ask()))
+        return await _unless_gone(request, work)
     except GiveUpError as error:
         return _error(404, str(error), "model_not_found", "model")
     except RetryLaterError as error:
@@ -110,14 +148,17 @@ async def _chat(service: Inference, request: Request, body: bytes) -> Response:
         return _error(504, "the reply took too long; ask for fewer tokens", "timeout")
     except (RuntimeError, OSError) as error:
         return _error(500, str(error), "model_failed")
-    match answer:
-        case Refused(message, "model_broken" as code):
-            logger().error("model_broken", artifact=wanted.model)
+
+
+def _refusal(model: str, refused: Refused | Response, param: str) -> Response:
+    match refused:
+        case Refused(message, "model_broken" | "model_failed" as code):
+            logger().error(code, artifact=model)
             return _error(500, message, code)
         case Refused(message, code):
-            return _error(400, message, code, "messages")
-        case Reply() as reply:
-            return _respond(wanted, reply)
+            return _error(400, message, code, param)
+        case Response() as response:
+            return response
 
 
 async def _unless_gone(request: Request, work: Awaitable[T]) -> T:
@@ -149,14 +190,46 @@ def _error(
     return JSONResponse(wire.error(message, code, kind=kind, param=param), status, headers)
 
 
-def _respond(wanted: ChatRequest, reply: Reply) -> Response:
-    completion_id, created = f"chatcmpl-{uuid.uuid4().hex}", int(time.time())
-    if not wanted.stream:
-        return JSONResponse(wire.completion(wanted, reply, completion_id, created))
+class _Stream(StreamingResponse):
+    """Server-sent events of one reply; whoever leaves closes what they come from, and that frees the row."""
 
-    def events() -> Iterator[str]:
-        for chunk in wire.chunks(wanted, reply, completion_id, created):
-            yield f"data: {json.dumps(chunk, separators=(',', ':'))}\n\n"
+    def __init__(self, events: AsyncGenerator[str, None]) -> None:
+        super().__init__(events, media_type="text/event-stream")
+        self._events = events
+        self.started = time.perf_counter()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            await self._events.aclose()
+            SECONDS.observe(time.perf_counter() - self.started)
+
+
+async def _events(
+    chunks: wire.Chunks, first: Piece | Reply, rest: AsyncGenerator[Piece | Answer, None]
+) -> AsyncGenerator[str, None]:
+    """The reply, then ``[DONE]``; where it breaks off, an error in their place."""
+    async with aclosing(rest):
+        news: Piece | Answer = first
+        try:
+            while isinstance(news, Piece):
+                if (chunk := chunks.piece(news)) is not None:
+                    yield _data(chunk)
+                news = await anext(rest)
+        except TimeoutError:
+            yield _data(wire.error("the reply took too long; ask for fewer tokens", "timeout", kind="server_error"))
+            return
+        except RuntimeError as error:
+            yield _data(wire.error(str(error), "model_failed", kind="server_error"))
+            return
+        if isinstance(news, Refused):
+            yield _data(wire.error(news.message, news.code, kind="server_error"))
+            return
+        for chunk in chunks.end(news):
+            yield _data(chunk)
         yield "data: [DONE]\n\n"
 
-    return StreamingResponse(events(), media_type="text/event-stream")
+
+def _data(body: Any) -> str:
+    return f"data: {json.dumps(body, separators=(',', ':'))}\n\n"

@@ -12,8 +12,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from services.inference.app import run
-from services.inference.engine_torch import TorchModel
 from services.inference.handlers import application
+from services.inference.running import Running
 from services.inference.service import Inference
 from tests.inference.conftest import Checkpoints
 
@@ -145,11 +145,11 @@ async def test_text_parts_are_one_text_and_pictures_are_refused(client: Any, che
 async def test_a_model_that_fails_is_a_server_error(
     client: Any, service: Inference, checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(self: TorchModel, asks: Any) -> Any:
+    def fail(self: Running, rows: Any) -> Any:
         raise MemoryError
 
     with monkeypatch.context() as patched:
-        patched.setattr(TorchModel, "answer", fail)
+        patched.setattr(Running, "join", fail)
         with pytest.raises(openai.InternalServerError, match="the model failed: MemoryError"):
             await client.chat.completions.create(model=checkpoints.sha, messages=ASK, max_tokens=1)
     assert await client.chat.completions.create(model=checkpoints.sha, messages=ASK, max_tokens=1)
@@ -172,7 +172,7 @@ async def test_loaded_models_are_listed(client: Any, checkpoints: Checkpoints) -
 
 def test_tool_calls_come_back_as_openai_tool_calls() -> None:
     from services.inference.domain import Reply
-    from services.inference.wire import ChatRequest, chunks, completion
+    from services.inference.wire import ChatRequest, Chunks, completion
 
     request = ChatRequest.model_validate({"model": "m", "messages": ASK})
     text = '<tool_call>{"name": "buy", "arguments": {"n": 1}}</tool_call>'
@@ -181,7 +181,7 @@ def test_tool_calls_come_back_as_openai_tool_calls() -> None:
     assert choice["finish_reason"] == "tool_calls"
     assert choice["message"]["content"] is None
     assert choice["message"]["tool_calls"][0]["function"] == {"name": "buy", "arguments": '{"n": 1}'}
-    [chunk] = chunks(request, reply, "chatcmpl-1", 0)
+    [chunk] = Chunks(request, "chatcmpl-1", 0).end(reply)
     assert chunk["choices"][0]["delta"]["tool_calls"][0]["function"]["name"] == "buy"
     other = Reply([1], [2, 3], [0.0, 0.0], ["a", "b"], text, "stop", calls_tools=False)
     assert completion(request, other, "chatcmpl-1", 0)["choices"][0]["message"]["content"] == text

@@ -41,7 +41,7 @@ def body(**more: Any) -> bytes:
 @settings(max_examples=150, deadline=None)
 def test_what_is_taken_is_honoured(fields: Any, chat: list[Any]) -> None:
     given_ = {**ASK, "messages": chat or ASK["messages"], **fields} if isinstance(fields, dict) else fields
-    match asked(json.dumps(given_).encode()):
+    match asked(json.dumps(given_).encode(), ChatRequest):
         case Wrong(message, _):
             assert message
         case ChatRequest() as request:
@@ -54,7 +54,7 @@ def test_what_is_taken_is_honoured(fields: Any, chat: list[Any]) -> None:
 
 @given(st.binary(max_size=40) | st.text(max_size=40).map(lambda text: text.encode(errors="surrogatepass")))
 def test_any_bytes_are_an_answer(content: bytes) -> None:
-    assert isinstance(asked(content), (Wrong, ChatRequest))
+    assert isinstance(asked(content, ChatRequest), (Wrong, ChatRequest))
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_any_bytes_are_an_answer(content: bytes) -> None:
     ],
 )
 def test_what_is_not_served_is_named(name: str, value: Any) -> None:
-    found = asked(body(**{name: value}))
+    found = asked(body(**{name: value}), ChatRequest)
     assert isinstance(found, Wrong)
     assert (found.param or "").split(".")[0] == name
     assert name in found.message
@@ -118,12 +118,12 @@ def test_what_is_not_served_is_named(name: str, value: Any) -> None:
 @pytest.mark.parametrize(("name", "values"), NEUTRAL.items())
 def test_what_says_nothing_is_taken(name: str, values: tuple[Any, ...]) -> None:
     for value in (*values, None):
-        assert isinstance(asked(body(**{name: value})), ChatRequest)
+        assert isinstance(asked(body(**{name: value}), ChatRequest), ChatRequest)
 
 
 def test_the_gateways_neutral_sampling_is_plain() -> None:
     for neutral in (sampling.NEUTRAL, {**sampling.NEUTRAL, "top_k": 0}):
-        found = asked(body(**neutral))
+        found = asked(body(**neutral), ChatRequest)
         assert isinstance(found, ChatRequest)
         assert found.sampling() == ChatRequest.model_validate_json(body()).sampling()
         assert not found.sampling().penalises
@@ -131,12 +131,12 @@ def test_the_gateways_neutral_sampling_is_plain() -> None:
 
 @pytest.mark.parametrize("name", sorted(set(sampling.NAMES) - SERVED))
 def test_sampling_that_some_server_knows_is_not_ignored(name: str) -> None:
-    assert isinstance(asked(body(**{name: "a value that is neutral nowhere"})), Wrong)
+    assert isinstance(asked(body(**{name: "a value that is neutral nowhere"}), ChatRequest), Wrong)
 
 
 def test_where_no_tool_may_be_called_none_is_shown() -> None:
     tools = [{"function": {"description": "d", "name": "buy"}, "type": "function"}]
     for choice, shown in (("none", None), ("auto", tools), (None, tools)):
-        found = asked(body(tools=tools, tool_choice=choice))
+        found = asked(body(tools=tools, tool_choice=choice), ChatRequest)
         assert isinstance(found, ChatRequest)
         assert json.dumps(found.ask().tools) == json.dumps(shown)  # as it was sent, in its order

@@ -19,7 +19,7 @@ from services.deployer.settings import DeployerSettings
 from services.gateway.service import Broken, Refused, Replied
 from services.gateway.upstream import HttpTargets
 from services.inference.app import inference
-from services.inference.domain import Answer, Ask, Reply
+from services.inference.domain import Answer, Ask, Piece, Reply, Scored
 from services.inference.service import Inference
 from services.inference.settings import InferenceSettings
 from shared.artifacts import DirectoryStore
@@ -36,13 +36,26 @@ class Endless:
     def __init__(self) -> None:
         self.started, self.let_go = threading.Event(), threading.Event()
         self.unwanted = 0
+        self.asked: dict[int, Ask] = {}
 
-    def answer(self, asks: Sequence[Ask]) -> list[Answer]:
+    def add(self, name: str, directory: Path) -> None: ...
+
+    def remove(self, name: str) -> None: ...
+
+    def score(self, name: str, ids: Sequence[int]) -> Scored:
+        raise NotImplementedError
+
+    def turn(self, newcomers: Sequence[tuple[int, str, Ask]]) -> list[tuple[int, Piece | Answer]]:
         self.started.set()
-        while any(ask.wanted() for ask in asks) and not self.let_go.wait(0.01):
-            pass
-        self.unwanted += sum(not ask.wanted() for ask in asks)
-        return [Reply([1], [2], [0.0], ["a"], "a", "stop") for _ in asks]
+        self.asked |= {key: ask for key, _, ask in newcomers}
+        if not self.let_go.wait(0.005):
+            left = [key for key, ask in self.asked.items() if not ask.wanted()]
+            self.unwanted += len(left)
+        else:
+            left = list(self.asked)
+        for key in left:
+            del self.asked[key]
+        return [(key, Reply([1], [2], [0.0], ["a"], "a", "stop")) for key in left]
 
 
 def serving(checkpoints: Checkpoints, model: Endless, **limits: Any) -> Inference:
