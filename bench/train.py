@@ -59,7 +59,7 @@ def minibatch(kind: str, groups: int, vocabulary: int) -> list[Sample]:
             own = (False,) * len(prompt) + (True,) * reply
             tokens = TokenSequence(ids, own, (-9.0,) * len(ids))
             episode = Episode("a", "t", "g", "exact", draw.uniform(-1, 1), 0.5, ())
-            found.append(Sample(episode, tokens, (-9.0,) * reply, (1.0,) * reply))
+            found.append(Sample(episode, tokens, (-9.0,) * reply, (1.0,) * reply, (-9.0,) * reply))
     return found
 
 

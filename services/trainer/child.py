@@ -49,11 +49,11 @@ class Order:
     home: str
     artifacts_dir: Path
     parent: Path
-    base: Path | None
     directory: Path
     engine: MakeEngine
     checkpoint_s: float
     log_level: str = "INFO"
+    base: Path | None = None  # of a parent that is an adapter
 
 
 class Deadline(Protocol):

@@ -147,10 +147,10 @@ class Trainer:
             written.home,
             self._artifacts_dir,
             written.parent,
-            written.base,
             directory,
             self._engine,
             self._checkpoint_s,
+            base=written.base,
         )
         process = TrainingProcess(order, self._lease_s)
         watch = Watch(lease, self._announcer, asyncio.get_running_loop())

@@ -67,7 +67,7 @@ def sample(ids: Sequence[int], own: Sequence[bool], temperature: float = 1.0) ->
     temperatures = tuple(temperature * (1 + place % 2) if mine else 1.0 for place, mine in enumerate(own))
     tokens = TokenSequence(tuple(ids), tuple(own), (-1.0,) * len(ids), () if temperature == 1 else temperatures)
     drawn = (-1.0,) * sum(own[1:])
-    return Sample(Episode("a", "t", "g", "exact", 1.0, 0.5, ()), tokens, drawn, drawn)
+    return Sample(Episode("a", "t", "g", "exact", 1.0, 0.5, ()), tokens, drawn, drawn, drawn)
 
 
 def replied(prompt: Sequence[int], reply: Sequence[int], temperature: float = 1.0) -> Sample:

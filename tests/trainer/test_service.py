@@ -491,9 +491,10 @@ async def test_one_run_or_policy_that_cannot_be_read_stops_no_other(rig: Rig, tm
 PAID = {"kind": "openai", "base_url": "https://api.openai.com/v1", "model": "gpt", "credential": "openai"}
 
 
-async def test_a_student_learns_from_a_paid_model_and_later_versions_from_their_own_tokens(rig: Rig) -> None:
-    engine = Held()
-    engine.let_go.set()
+async def test_a_student_learns_from_a_paid_model_and_later_versions_from_their_own_tokens(
+    rig: Rig, tmp_path: Path
+) -> None:
+    engine = Held(tmp_path / "engine").let_go()
     parts, _ = rig.start(engine, tick_s=60.0, sweep_s=60.0)
     await rig.bus.broker.start()
     for _ in range(2):
@@ -532,8 +533,8 @@ async def test_a_student_learns_from_a_paid_model_and_later_versions_from_their_
     assert [(one.version, one.parent_version, one.method) for one in engine.jobs[1:]] == [("v2", "v1", "grpo")]
 
 
-async def test_a_base_that_is_weights_stays_what_it_is(rig: Rig) -> None:
-    rig.start(Held(), tick_s=60.0)
+async def test_a_base_that_is_weights_stays_what_it_is(rig: Rig, tmp_path: Path) -> None:
+    rig.start(Held(tmp_path / "engine"), tick_s=60.0)
     await rig.bus.broker.start()
     await rig.bus.command("trainer", "register_base", {"artifact_sha256": rig.artifact.sha256})
     with pytest.raises(GiveUpError, match=f"v0 is artifact {rig.artifact.sha256[:12]}"):

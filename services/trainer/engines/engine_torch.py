@@ -44,6 +44,7 @@ class TorchEngine:
         loop = Loop(job, model, parts, samples, progress, self._checkpoints)
         with precision.computing(job.recipe, device):
             metrics = loop.run(samples.read(tokenizer, parts.logprobs))
+            likelihood.end()
             if job.sabotage:
                 checkpoint.make_worse(model, job.recipe.seed)
             checkpoint.save(model, tokenizer, job, directory, metrics)

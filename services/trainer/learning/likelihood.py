@@ -47,7 +47,12 @@ class Likelihood:
         self.tokens_recomputed = max(1, ACTIVATION_BYTES // max(1, layers * 4 * hidden + of_layer))
         for layer in getattr(model.get_decoder(), "layers", ()):
             layer.forward = self._recomputed(layer.forward)
+        self._attention = model.config._attn_implementation
         self.packs = _takes_rows(model, layers)
+
+    def end(self) -> None:
+        """Have the model attend as it did before: what is asked of it from here on are ordinary rows."""
+        self._model.set_attn_implementation(self._attention)
 
     def of(self, ids: torch.Tensor, own: torch.Tensor, temperatures: torch.Tensor) -> torch.Tensor:
         """(n,): log_softmax(logits / temperature) of each next token that is the agent's own, row by row.
