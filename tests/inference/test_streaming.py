@@ -8,9 +8,10 @@ from typing import Any
 
 import httpx
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, MistralConfig, MistralForCausalLM
 
 from services.inference.asking import ChatRequest
 from services.inference.domain import Ask, Piece, Reply, Sampling, cut_at_stop
@@ -36,6 +37,29 @@ def test_who_joins_between_tokens_changes_nobody(checkpoints: Checkpoints) -> No
         answers |= dict(model.turn(newcomers))
         most, turn = max(most, len(model.running.rows)), turn + 1
     assert most > 3
+    for key, one in enumerate(asks):
+        [alone] = model.answer([one])
+        assert isinstance(alone, Reply)
+        assert answers[key].token_ids == alone.token_ids
+        assert answers[key].logprobs == pytest.approx(alone.logprobs, abs=1e-4)
+
+
+def test_rows_of_a_sliding_window_join_too(checkpoints: Checkpoints) -> None:
+    """Layers that keep the last columns alone: shorter and longer than the window, each as it would be alone."""
+    model = model_of(checkpoints)
+    config = MistralConfig(
+        vocab_size=model.vocabulary, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, sliding_window=12,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model.adapters.model = MistralForCausalLM(config).eval()
+    asks = [ask("up " * n, seed=n, max_tokens=most) for n, most in ((1, 30), (20, 4), (3, 12), (1, 20))]
+    answers: dict[int, Any] = {}
+    for key, one in enumerate(asks):
+        answers |= dict(model.turn([(key, "", one)]))
+    assert {layer.is_sliding for layer in model.running._cache.layers} == {True}
+    while len(answers) < len(asks):
+        answers |= dict(model.turn([]))
     for key, one in enumerate(asks):
         [alone] = model.answer([one])
         assert isinstance(alone, Reply)
