@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from services.inference.app import inference
 from services.inference.domain import Answer, Ask, Refused, Reply, Sampling
 from services.inference.engine_torch import TorchModel
+from services.inference.running import Running
 from services.inference.service import Inference
 from services.inference.settings import InferenceSettings
 from shared.artifacts import DirectoryStore
@@ -81,6 +82,32 @@ def test_broken_weights_are_said_and_not_sampled(checkpoints: Checkpoints) -> No
     [answer] = model.answer([ask("up")])
     assert isinstance(answer, Refused)
     assert answer.code == "model_broken"
+
+
+async def test_a_model_that_raises_breaks_its_own_requests_and_goes_on(
+    service: Inference, checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: Running) -> None:
+        raise MemoryError
+
+    await service.answer(checkpoints.sha, ask("up"))
+    with monkeypatch.context() as patched:
+        patched.setattr(Running, "step", fail)
+        with pytest.raises(RuntimeError, match="the model failed: MemoryError"):
+            await service.answer(checkpoints.sha, ask("up", max_tokens=9))
+    assert isinstance(await service.answer(checkpoints.sha, ask("up", max_tokens=9)), Reply)
+
+
+def test_an_adapter_that_raises_takes_no_other_version_along(checkpoints: Checkpoints, tmp_path: Path) -> None:
+    model = model_of(checkpoints)
+    model.add("bad", adapter(checkpoints, tmp_path / "bad", checkpoints.sha, 0))
+    for name, weight in model.adapters.model.named_parameters():
+        if ".bad." in name:
+            weight.data = weight.data[:1, :1]
+    said = dict(model.turn([(0, "", ask("up")), (1, "bad", ask("up"))]))
+    assert isinstance(said[0], Reply)
+    assert isinstance(said[1], Refused)
+    assert said[1].code == "model_failed"
 
 
 async def test_64_at_once_are_one_or_two_forward_passes(checkpoints: Checkpoints) -> None:

@@ -8,9 +8,10 @@ from typing import Any
 
 import httpx
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, MistralConfig, MistralForCausalLM
 
 from services.inference.asking import ChatRequest
 from services.inference.domain import Ask, Piece, Reply, Sampling, cut_at_stop
@@ -36,6 +37,29 @@ def test_who_joins_between_tokens_changes_nobody(checkpoints: Checkpoints) -> No
         answers |= dict(model.turn(newcomers))
         most, turn = max(most, len(model.running.rows)), turn + 1
     assert most > 3
+    for key, one in enumerate(asks):
+        [alone] = model.answer([one])
+        assert isinstance(alone, Reply)
+        assert answers[key].token_ids == alone.token_ids
+        assert answers[key].logprobs == pytest.approx(alone.logprobs, abs=1e-4)
+
+
+def test_rows_of_a_sliding_window_join_too(checkpoints: Checkpoints) -> None:
+    """Layers that keep the last columns alone: shorter and longer than the window, each as it would be alone."""
+    model = model_of(checkpoints)
+    config = MistralConfig(
+        vocab_size=model.vocabulary, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, sliding_window=12,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model.adapters.model = MistralForCausalLM(config).eval()
+    asks = [ask("up " * n, seed=n, max_tokens=most) for n, most in ((1, 30), (20, 4), (3, 12), (1, 20))]
+    answers: dict[int, Any] = {}
+    for key, one in enumerate(asks):
+        answers |= dict(model.turn([(key, "", one)]))
+    assert {layer.is_sliding for layer in model.running._cache.layers} == {True}
+    while len(answers) < len(asks):
+        answers |= dict(model.turn([]))
     for key, one in enumerate(asks):
         [alone] = model.answer([one])
         assert isinstance(alone, Reply)
@@ -114,20 +138,21 @@ def test_a_streamed_call_is_told_as_a_call(text: str) -> None:
 
 async def test_the_first_token_comes_before_the_last_is_drawn(service: Inference, checkpoints: Checkpoints) -> None:
     """Twenty thousand tokens would take minutes: the first comes at once, and who leaves then ends the rest."""
-    body = {"model": checkpoints.sha, **CHAT, "max_tokens": 20_000, "stream": True, "stop_token_ids": [], "seed": 1}
-    body |= {"frequency_penalty": -2, "return_token_ids": True}
+    body = {"model": checkpoints.sha, **CHAT, "max_tokens": 20_000, "stream": True, "seed": 1}
+    body |= {"frequency_penalty": -2, "return_token_ids": True}  # one token is said again and again
     async with listening(service) as url, httpx.AsyncClient() as http:
         async with http.stream("POST", f"{url}/chat/completions", json=body) as response:
             async for line in response.aiter_lines():
                 chunk = json.loads(line.removeprefix("data: "))
                 assert chunk["choices"][0]["delta"]["role"] == "assistant"
                 assert len(chunk["choices"][0]["token_ids"]) <= 2
+                model: Any = next(iter(service._loaded.values())).model
+                [row] = model.running.rows
                 break
-        [lane] = service._loaded.values()
-        model: Any = lane.model
-        while model.running.rows:
+        while row.finished is None:
             await asyncio.sleep(0.005)
-        assert service._waiting == 0
+    assert row.finished == "length"
+    assert len(row.token_ids) < row.room
 
 
 async def test_a_stream_has_its_deadline_and_says_so(checkpoints: Checkpoints, settings: Any) -> None:
@@ -135,7 +160,7 @@ async def test_a_stream_has_its_deadline_and_says_so(checkpoints: Checkpoints, s
 
     service = inference(settings.model_copy(update={"answer_timeout_s": 1.0}))
     await service.answer(checkpoints.sha, ask("up"))
-    body = {"model": checkpoints.sha, **CHAT, "max_tokens": 60_000, "stream": True, "seed": 1, "logit_bias": {}}
+    body = {"model": checkpoints.sha, **CHAT, "max_tokens": 60_000, "stream": True, "seed": 1, "frequency_penalty": -2}
     async with listening(service) as url, httpx.AsyncClient() as http:
         response = await http.post(f"{url}/chat/completions", json=body)
     *_, last = [line for line in response.text.splitlines() if line]

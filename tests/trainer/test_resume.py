@@ -124,7 +124,7 @@ def test_a_job_without_all_of_its_episodes_is_not_trained(bench: Bench) -> None:
     (bench.home / "jobs/batch-1/1/job.json").unlink()
     outcome, _, _ = bench.train()
     assert isinstance(outcome, Refused)
-    assert "job.json is not stored" in outcome.why
+    assert "job.json is not in" in outcome.why
 
 
 json_values = st.recursive(
