@@ -9,8 +9,9 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,12 @@ def artifacts_of(settings: Settings) -> ArtifactStore:
 
 def objects_of(settings: Settings) -> Objects:
     """Where everything beside artifacts is kept: manifests, archives, jobs, checkpoints."""
-    return objects_at(settings.artifacts or str(settings.artifacts_dir), settings.artifacts_options)
+    return files_of(settings)()
+
+
+def files_of(settings: Settings) -> Callable[[], Objects]:
+    """What opens that place in another process, and knows of no other setting."""
+    return partial(objects_at, settings.artifacts or str(settings.artifacts_dir), settings.artifacts_options)
 
 
 class BucketStore:

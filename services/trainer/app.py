@@ -20,11 +20,10 @@ from services.trainer.settings import TrainerSettings
 from services.trainer.store import Store
 from services.trainer.tracker_wandb import WandbTracker
 from shared import database
-from shared.artifact_bucket import artifacts_of
+from shared.artifact_bucket import artifacts_of, files_of
 from shared.aside import Aside
 from shared.bus import Bus
 from shared.database import Pool
-from shared.objects import Objects
 from shared.service import Periodic, run_service, serve
 from shared.settings import load
 from shared.telemetry import configure_logging
@@ -105,9 +104,10 @@ def recipes(settings: TrainerSettings) -> Recipes:
 def wire(settings: TrainerSettings, bus: Bus, pool: Pool, engine: MakeEngine) -> Parts:
     """All of the service on one bus and one pool, its subscriptions made and not yet started."""
     store, runs, artifacts = Store(pool), StoredRuns(pool), artifacts_of(settings)
+    files = files_of(settings)
     readings = Readings(store, runs)
     batches = Batches(store, readings, wanted(settings), retry_s=settings.retry_s)
-    jobs = Jobs(store, runs, artifacts, Objects(settings.artifacts_dir), settings.sabotage_version)
+    jobs = Jobs(store, runs, artifacts, files(), settings.sabotage_version)
     trainer = Trainer(
         store,
         batches,
@@ -116,7 +116,7 @@ def wire(settings: TrainerSettings, bus: Bus, pool: Pool, engine: MakeEngine) ->
         bus,
         artifacts,
         engine,
-        artifacts_dir=settings.artifacts_dir,
+        files=files,
         lease_s=settings.lease_s,
         tick_s=settings.tick_s,
         retry_s=settings.retry_s,

@@ -42,12 +42,12 @@ class MakeEngine(Protocol):
 
 @dataclass(frozen=True)
 class Order:
-    """What a process trains: the job below ``home`` of the artifact store, into the empty ``directory``."""
+    """What a process trains: the job below ``home`` of ``files``, into the empty ``directory``."""
 
     batch_id: str
     token: int
     home: str
-    artifacts_dir: Path
+    files: Callable[[], Objects]
     parent: Path
     directory: Path
     engine: MakeEngine
@@ -159,7 +159,7 @@ def _trained(order: Order, hold: Hold, tell: Callable[[Told], None]) -> Trained:
         if metrics:
             tell(Step(step, steps, dict(metrics)))
 
-    objects = Objects(order.artifacts_dir)
+    objects = order.files()
     job = read_job(objects, order.home, order.parent, order.base)
     kept = Kept(objects, order.batch_id, token=order.token, every_s=order.checkpoint_s, held=hold.check)
     return order.engine(kept).train(job, order.directory, progress)

@@ -7,7 +7,7 @@ import contextlib
 import os
 import socket
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from prometheus_client import Counter, Histogram
@@ -26,6 +26,7 @@ from shared.aside import Aside
 from shared.database import UNAVAILABLE, Record
 from shared.errors import GiveUpError, RatchetError
 from shared.events import ModelTrained
+from shared.objects import Objects
 from shared.telemetry import logger
 from shared.trajectories import RunKey
 
@@ -51,7 +52,7 @@ class Trainer:
         artifacts: ArtifactStore,
         engine: MakeEngine,
         *,
-        artifacts_dir: Path,
+        files: Callable[[], Objects],
         lease_s: float,
         tick_s: float,
         retry_s: float,
@@ -69,7 +70,7 @@ class Trainer:
         self._tick_s = tick_s
         self._retry_s = retry_s
         self._checkpoint_s = checkpoint_s
-        self._artifacts_dir = artifacts_dir
+        self._files = files
         self._name = f"{socket.gethostname()}:{os.getpid()}"
         self._woken = asyncio.Event()
         self._aside = aside or Aside("trainer")
@@ -145,7 +146,7 @@ class Trainer:
             lease.batch_id,
             lease.fencing_token,
             written.home,
-            self._artifacts_dir,
+            self._files,
             written.parent,
             directory,
             self._engine,

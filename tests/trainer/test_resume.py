@@ -47,7 +47,14 @@ class Bench:
         directory = self.home / f"result-{self.attempts}"
         directory.mkdir()
         order = Order(
-            "batch-1", self.attempts, "jobs/batch-1/1", self.home, self.base, directory, ENGINE, checkpoint_s=1e-9
+            "batch-1",
+            self.attempts,
+            "jobs/batch-1/1",
+            partial(Objects, self.home),
+            self.base,
+            directory,
+            ENGINE,
+            checkpoint_s=1e-9,
         )
         process = TrainingProcess(order, 60.0)
         steps: list[int] = []
