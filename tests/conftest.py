@@ -9,10 +9,9 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import hypothesis
 import psycopg
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from services.local.embedded import NatsServer, PostgresServer
 from shared import database
@@ -23,12 +22,11 @@ if TYPE_CHECKING:
     from tests.containers import NatsContainer
     from tests.s3_server import S3Server
 
-hypothesis.settings.register_profile("ratchet", deadline=None)  # a loaded machine is no fault of an example
-hypothesis.settings.load_profile("ratchet")
+# a machine that stands still, or does other work besides, is no fault of a rule
+settings.register_profile("ratchet", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("ratchet")
 
 TEMPLATE = "ratchet_template"
-settings.register_profile("ratchet", deadline=None)  # a machine that does other work besides is no fault of a rule
-settings.load_profile("ratchet")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

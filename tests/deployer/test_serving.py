@@ -6,18 +6,15 @@ import json
 import logging
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import SecretStr
 
 from services.deployer.domain import Version
-from services.deployer.serving.places import Places
-from services.deployer.serving.serving import NotYet, Verified, Wrong
+from services.deployer.serving.serving import NotYet, Wrong
 from services.deployer.settings import DeployerSettings
 from shared import subjects
-from shared.artifacts import DirectoryStore
 from shared.errors import ConfigurationError, GiveUpError
 from shared.events import ModelTrained
 from shared.settings import load
@@ -255,30 +252,6 @@ async def test_an_endpoint_that_cannot_be_read_is_refused(house: House) -> None:
 
 
 # artifacts and settings ---------------------------------------------------------------------------
-class Counting(DirectoryStore):
-    opened = 0
-
-    def open(self, sha256: str) -> Path:
-        self.opened += 1
-        return super().open(sha256)
-
-
-async def test_an_artifact_is_hashed_once_and_again_when_a_file_changes(house: House) -> None:  # noqa: F811
-    event = await house.register("v0")
-    store = Counting(house.artifacts.root)
-    places = Places(house.deployer._settings, store)
-    version = Version(policy="default", version="v0", number=0, artifact_sha256=event.artifact_sha256)
-    try:
-        for _ in range(3):
-            assert isinstance(await places.verify(version), Verified)
-        assert store.opened == 1
-        (store.root / str(event.artifact_sha256) / "config.json").write_text("changed behind our back")
-        assert isinstance(await places.verify(version), Wrong)
-        assert store.opened == 2
-    finally:
-        await places.close()
-
-
 @pytest.mark.parametrize(
     ("name", "value", "words"),
     [
