@@ -7,7 +7,7 @@ import contextlib
 import os
 import socket
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 
 from prometheus_client import Counter, Histogram
@@ -108,10 +108,12 @@ class Trainer:
         outcome = "retried"
         try:
             with TRAIN_SECONDS.time(), tempfile.TemporaryDirectory(prefix="ratchet-train-") as temporary:
-                written = await self._jobs.write(lease)
+                async with self._held(lease):
+                    written = await self._jobs.write(lease)
                 match await self._trained(lease, written, Path(temporary)):
                     case Done(trained):
-                        await self._register(lease, written, trained, Path(temporary))
+                        async with self._held(lease):
+                            await self._register(lease, written, trained, Path(temporary))
                         outcome = "trained"
                     case Refused(why, unusable):
                         outcome = await self._fail(lease, why, unusable)
@@ -155,29 +157,41 @@ class Trainer:
         )
         process = TrainingProcess(order, self._lease_s)
         watch = Watch(lease, self._announcer, asyncio.get_running_loop())
-        heart = asyncio.create_task(self._heartbeat(lease, process, watch))
         telling = asyncio.create_task(watch.publish())
         try:
-            return await asyncio.to_thread(process.run, watch.told)
+            async with self._held(lease, process, watch):
+                return await asyncio.to_thread(process.run, watch.told)
         finally:
             process.end()
-            heart.cancel()
             watch.close()
             await telling
 
-    async def _heartbeat(self, lease: Lease, process: TrainingProcess, watch: Watch) -> None:
+    @contextlib.asynccontextmanager
+    async def _held(
+        self, lease: Lease, process: TrainingProcess | None = None, watch: Watch | None = None
+    ) -> AsyncIterator[None]:
+        """The lease is prolonged meanwhile: fetching a large parent and keeping its child take longer than one, too."""
+        heart = asyncio.create_task(self._heartbeat(lease, process, watch))
+        try:
+            yield
+        finally:
+            heart.cancel()
+
+    async def _heartbeat(self, lease: Lease, process: TrainingProcess | None, watch: Watch | None) -> None:
         """Prolong the lease, and keep how far it is; a process that is no longer wanted is ended."""
         while True:
             await asyncio.sleep(min(self._lease_s / 3, HEARTBEAT_S))
             try:
-                await self._store.heartbeat(lease, self._lease_s, watch.progress)
+                await self._store.heartbeat(lease, self._lease_s, watch.progress if watch else None)
             except LeaseLostError:
-                process.end()
+                if process is not None:
+                    process.end()
                 return
             except UNAVAILABLE as error:
                 logger().warning("heartbeat_missed", batch=lease.batch_id, error=str(error))
             else:
-                process.held_for(self._lease_s)
+                if process is not None:
+                    process.held_for(self._lease_s)
 
     async def _fail(self, lease: Lease, why: str, unusable: Mapping[RunKey, str]) -> str:
         logger().error("batch_failed", policy=lease.policy, batch=lease.batch_id, error=why)
