@@ -21,7 +21,7 @@ from services.trainer.app import Parts, wire
 from services.trainer.child import MakeEngine
 from services.trainer.engines.engine_torch import torch_engine
 from services.trainer.settings import TrainerSettings
-from services.trainer.store import Store
+from services.trainer.store import Lease, Store
 from shared import subjects, trajectories
 from shared.artifacts import Artifact, DirectoryStore
 from shared.bus import Bus
@@ -542,3 +542,25 @@ async def test_a_base_that_is_weights_stays_what_it_is(rig: Rig, tmp_path: Path)
     place = {"kind": "inference", "base_url": "http://x/v1"}
     with pytest.raises(GiveUpError, match="of kind openai, got inference"):
         await rig.bus.command("trainer", "register_endpoint", {"serving": place})
+
+
+async def test_the_lease_is_kept_while_a_large_job_is_written(
+    rig: Rig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts, _ = rig.start(Held(tmp_path / "engine").let_go(), tick_s=60.0, lease_s=0.9)
+    await rig.bus.broker.start()
+    await rig.promoted_base()
+    await rig.world.exact_groups(3)
+    write = parts.jobs.write
+
+    async def slowly(lease: Lease) -> Any:
+        until = "select lease_until from batches"
+        first = await rig.pool.fetchval(until)
+        async with asyncio.timeout(10):
+            while await rig.pool.fetchval(until) == first:
+                await asyncio.sleep(0.01)
+        return await write(lease)
+
+    monkeypatch.setattr(parts.jobs, "write", slowly)
+    await parts.trainer.round()
+    assert await rig.pool.fetchval("select state from batches") == "trained"
